@@ -1,0 +1,336 @@
+"""The configuration: TOML, read once, frozen; every key has a default that is safe.
+
+`tomllib` costs more than the rest of the start together, so what was parsed is kept as a
+snapshot in /run/mda and used as long as the file is the same (design, decisions 10, 11).
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+
+from mda import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CONFIG_FILE = "/etc/mda/mda.toml"
+RUN_DIRECTORY = "/run/mda"
+SNAPSHOT = RUN_DIRECTORY + "/config"
+SMTP_SOCKET = RUN_DIRECTORY + "/smtp.sock"
+LMTP_SOCKET = RUN_DIRECTORY + "/lmtp.sock"
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; names the file, the line (0 if none) and the key."""
+
+    def __init__(self, file: str, line: int, key: str, message: str) -> None:
+        super().__init__(file, line, key, message)
+        self.file = file
+        self.line = line
+        self.key = key
+        self.message = message
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.key}: {self.message}" if self.key else f"{place}: {self.message}"
+
+
+class Section:
+    """One table of the file: a class attribute is a key and its default."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: the configuration is frozen")
+
+
+class Receiver(Section):
+    """`[receiver]`: who we are and what one connection may use."""
+
+    hostname: str = ""
+    local_domains: tuple[str, ...] = ()
+    trusted_users: tuple[str, ...] = ("postfix", "Debian-exim", "opensmtpd", "smtpd", "_smtpd")
+    message_size: int = 52_428_800
+    command_line: int = 2048
+    recipients: int = 1000
+    idle_seconds: int = 300
+    errors: int = 50
+    connections_per_user: int = 20
+    connections: int = 400
+
+
+class Recipients(Section):
+    """`[recipients]`: which accounts are persons, and where postmaster's mail goes."""
+
+    uid_min: int = 1000
+    uid_max: int = 60_000
+    postmaster: str = "root"
+
+
+class Delivery(Section):
+    """`[delivery]`: the mailboxes and their locks."""
+
+    mailbox: str = "/var/mail/{user}"
+    mailbox_mode: int = 0o660
+    lock_seconds: int = 60
+    spool: str = "/var/spool/mda"
+    memory: int = 1_048_576
+
+
+class TerminalSection(Section):
+    """`[terminal]`: SEND, SOML and SAML."""
+
+    enabled: bool = True
+    peers: tuple[str, ...] = ("local", "loopback")
+    group: str = "tty"
+    lines: int = 20
+    bytes: int = 4096
+    bell: bool = True
+
+
+class Config:
+    """The whole file, frozen; `SECTIONS` names its tables."""
+
+    __slots__ = ("delivery", "receiver", "recipients", "terminal")
+
+    def __init__(self, tables: dict[str, dict[str, Any]] | None = None) -> None:
+        tables = tables or {}
+        self.receiver = Receiver(tables.get("receiver", {}))
+        self.recipients = Recipients(tables.get("recipients", {}))
+        self.delivery = Delivery(tables.get("delivery", {}))
+        self.terminal = TerminalSection(tables.get("terminal", {}))
+
+    def with_values(self, section: str, **values: Any) -> Config:
+        """A copy with other values in one section, for a user's own receiver."""
+        tables = {name: dict(vars(getattr(self, name))) for name in self.__slots__}
+        tables[section].update(values)
+        return Config(tables)
+
+
+def _defaults(section: type[Section]) -> dict[str, Any]:
+    return {key: getattr(section, key) for key in section.__annotations__}
+
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "receiver": _defaults(Receiver),
+    "recipients": _defaults(Recipients),
+    "delivery": _defaults(Delivery),
+    "terminal": _defaults(TerminalSection),
+}
+
+# What a value must be beyond its type: (smallest, largest) for numbers.
+RANGES: dict[str, tuple[int, int]] = {
+    "receiver.message_size": (65_536, 1 << 40),
+    "receiver.command_line": (512, 65_536),
+    "receiver.recipients": (100, 100_000),
+    "receiver.idle_seconds": (10, 86_400),
+    "receiver.errors": (5, 1_000_000),
+    "receiver.connections_per_user": (1, 256),
+    "receiver.connections": (1, 100_000),
+    "recipients.uid_min": (1, 1 << 31),
+    "recipients.uid_max": (1, 1 << 31),
+    "delivery.mailbox_mode": (0o600, 0o660),
+    "delivery.lock_seconds": (1, 240),
+    "delivery.memory": (0, 1 << 30),
+    "terminal.lines": (1, 60),
+    "terminal.bytes": (256, 8192),
+}
+CHOICES: dict[str, tuple[str, ...]] = {"terminal.peers": ("local", "loopback", "all")}
+
+
+def load(path: str = CONFIG_FILE, snapshot: str = SNAPSHOT) -> Config:
+    """Read `path`; a missing default file means the defaults, a missing named one an error.
+
+    Raises ConfigError for anything that is not understood.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if path == CONFIG_FILE:
+            return Config()
+        raise ConfigError(path, 0, "", "no such file") from None
+    except OSError as error:
+        raise ConfigError(path, 0, "", error.strerror or "cannot be read") from error
+    with open(fd, "rb") as file:
+        stamp = _stamp(path, os.fstat(fd))
+        tables = _read_snapshot(snapshot, stamp)
+        if tables is None:
+            tables = _parse(path, file.read())
+            _write_snapshot(snapshot, stamp, tables)
+    return Config(tables)
+
+
+def _stamp(path: str, status: os.stat_result) -> tuple[object, ...]:
+    return (
+        __version__,
+        sys.version,
+        path,
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+
+
+def _read_snapshot(snapshot: str, stamp: tuple[object, ...]) -> dict[str, dict[str, Any]] | None:
+    """The tables that were parsed from the very same file, or None."""
+    try:
+        fd = os.open(snapshot, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with open(fd, "rb") as file:
+        # marshal believes what it reads, so only a file that nobody else can write counts.
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            return None
+        try:
+            kept_stamp, tables = marshal.loads(file.read())  # noqa: S302 (ours alone, see above)
+        except (ValueError, EOFError, TypeError):
+            return None
+    return tables if kept_stamp == stamp else None
+
+
+def _write_snapshot(
+    snapshot: str, stamp: tuple[object, ...], tables: dict[str, dict[str, Any]]
+) -> None:
+    """Keep the parsed tables for the next start; without /run/mda there is none to keep."""
+    fresh = f"{snapshot}.{os.getpid()}"
+    try:
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return
+    try:
+        with open(fd, "wb") as file:
+            marshal.dump((stamp, tables), file)  # type: ignore[arg-type]
+        os.rename(fresh, snapshot)
+    except OSError:
+        os.unlink(fresh)
+
+
+def _parse(path: str, text: bytes) -> dict[str, dict[str, Any]]:
+    import tomllib  # here, since it costs 17 ms that a snapshot spares
+
+    try:
+        document = tomllib.loads(text.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(path, _line_in_message(str(error)), "", str(error)) from error
+    tables: dict[str, dict[str, Any]] = {}
+    for name, table in document.items():
+        if name not in SECTIONS or not isinstance(table, dict):
+            _reject(path, text, name, "", f"unknown section{_nearest(name, SECTIONS)}")
+        for key, value in table.items():
+            if key not in SECTIONS[name]:
+                _reject(path, text, name, key, f"unknown key{_nearest(key, SECTIONS[name])}")
+            tables.setdefault(name, {})[key] = _checked(path, text, name, key, value)
+    return tables
+
+
+def _checked(path: str, text: bytes, name: str, key: str, value: object) -> object:
+    """`value` in the type of the key's default, or ConfigError."""
+    default = SECTIONS[name][key]
+    if isinstance(default, tuple) and isinstance(value, list):
+        value = tuple(value)
+        wrong = [item for item in value if not isinstance(item, str)]
+        choices = CHOICES.get(f"{name}.{key}")
+        wrong += [item for item in value if choices and item not in choices]
+        if wrong:
+            expected = f"one of {', '.join(choices)}" if choices else "a text"
+            _reject(path, text, name, key, f"{wrong[0]!r} is not {expected}")
+    if type(value) is not type(default):
+        _reject(path, text, name, key, f"must be {_KINDS[type(default)]}, not {value!r}")
+    if isinstance(value, int) and f"{name}.{key}" in RANGES:
+        low, high = RANGES[f"{name}.{key}"]
+        if not low <= value <= high:
+            _reject(path, text, name, key, f"must be between {low} and {high}, not {value}")
+    if key == "mailbox":
+        _check_template(path, text, str(value))
+    return value
+
+
+_KINDS = {str: "a text", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
+
+
+def _check_template(path: str, text: bytes, template: str) -> None:
+    rest = template.replace("{user}", "").replace("{home}", "")
+    starts_well = template.startswith(("/", "{home}/"))
+    if not starts_well or "{" in rest or "}" in rest or "/../" in template:
+        _reject(path, text, "delivery", "mailbox", "must be a path with {user} or {home} in it")
+    if "{user}" not in template and "{home}" not in template:
+        _reject(path, text, "delivery", "mailbox", "would be one mailbox for everybody")
+
+
+def _reject(path: str, text: bytes, section: str, key: str, message: str) -> None:
+    name = f"{section}.{key}" if key else section
+    raise ConfigError(path, _line_of(text, section, key), name, message)
+
+
+def _nearest(name: str, known: dict[str, Any]) -> str:
+    import difflib  # only where the start has failed anyway
+
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+
+
+def _line_of(text: bytes, section: str, key: str) -> int:
+    """The line (from 1) on which `key` of `section` stands, as far as plain looking shows."""
+    inside = False
+    for number, line in enumerate(text.decode("utf-8", "replace").split("\n"), 1):
+        words = line.strip()
+        if words.startswith("["):
+            inside = words.strip("[] ") == section
+            if inside and not key:
+                return number
+        elif (inside and words.split("=")[0].strip(" \"'") == key) or (
+            words.split("=")[0].strip() == (f"{section}.{key}" if key else section)
+        ):
+            return number
+    return 0
+
+
+def _line_in_message(message: str) -> int:
+    words = message.replace(",", " ").split()
+    if "line" in words[:-1]:
+        number = words[words.index("line") + 1]
+        return int(number) if number.isdigit() else 0
+    return 0
+
+
+def official_name(config: Config) -> str:
+    """Our name for greeting, HELO's answer and time stamps (RFC 821 3.7), without DNS."""
+    return config.receiver.hostname or _full_name(os.uname().nodename)
+
+
+def local_domains(config: Config) -> frozenset[str]:
+    """The domains whose mailboxes are ours, in lower case (design, decision 8)."""
+    if config.receiver.local_domains:
+        return frozenset(domain.lower() for domain in config.receiver.local_domains)
+    node = os.uname().nodename
+    names = {node, _full_name(node), "localhost", _first_line("/etc/mailname")}
+    return frozenset(name.lower() for name in names if name)
+
+
+def _full_name(node: str) -> str:
+    """The name with a dot that /etc/hosts gives beside `node`, else `node` itself."""
+    try:
+        with open("/etc/hosts", encoding="utf-8", errors="replace") as file:
+            lines = file.read(65_536).split("\n")
+    except OSError:
+        return node
+    for line in lines:
+        names = line.split("#")[0].split()[1:]
+        if node in names:
+            return next((name for name in names if name.startswith(node + ".")), node)
+    return node
+
+
+def _first_line(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.readline(256).strip()
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Everything that parses message text; only the session process imports it."""

@@ -1,0 +1,1 @@
+"""The receiver: what happens between the client's socket and the broker."""

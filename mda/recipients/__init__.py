@@ -1,0 +1,1 @@
+"""From a name to the account that receives its mail."""
