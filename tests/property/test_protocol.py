@@ -1,0 +1,85 @@
+"""No octets make the protocol raise, and how they are cut up changes nothing."""
+
+from __future__ import annotations
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+from support.dialogue import converse, make_protocol
+
+from mda.receiver.dotstream import DotStream
+
+WORDS = st.sampled_from(
+    [
+        b"HELO x\r\n",
+        b"EHLO x\r\n",
+        b"LHLO x\r\n",
+        b"MAIL FROM:<bob@x>\r\n",
+        b"SEND FROM:<>\r\n",
+        b"SOML FROM:<@a,@b:c@d>\r\n",
+        b"RCPT TO:<alice>\r\n",
+        b"RCPT TO:<>\r\n",
+        b"DATA\r\n",
+        b".\r\n",
+        b"..\r\n",
+        b"\r\n.\r\n",
+        b"\n.\n",
+        b"\r.\r",
+        b"RSET\r\n",
+        b"NOOP\r\n",
+        b"QUIT\r\n",
+        b"\r\n",
+        b"\x00",
+        b"\xff\r\n",
+        b"x" * 600 + b"\r\n",
+    ]
+)
+SESSIONS = st.lists(st.one_of(WORDS, st.binary(max_size=20)), max_size=30).map(b"".join)
+
+
+def cut(octets: bytes, places: list[int]) -> list[bytes]:
+    at = sorted({0, len(octets), *(place % (len(octets) + 1) for place in places)})
+    return [octets[a:b] for a, b in zip(at, at[1:], strict=False)]
+
+
+@given(SESSIONS, st.lists(st.integers(0, 10_000), max_size=20), st.booleans())
+def test_chunking_changes_nothing(octets: bytes, places: list[int], is_lmtp: bool) -> None:
+    whole = converse([octets], make_protocol(is_lmtp=is_lmtp))
+    pieces = converse(cut(octets, places), make_protocol(is_lmtp=is_lmtp))
+    bytewise = converse([octets[i : i + 1] for i in range(len(octets))], make_protocol(is_lmtp=is_lmtp))
+    assert whole.said == pieces.said == bytewise.said
+    assert whole.texts == pieces.texts == bytewise.texts
+
+
+@given(SESSIONS)
+def test_every_reply_line_is_printable_and_short(octets: bytes) -> None:
+    said = converse([octets]).said
+    for line in said.split(b"\r\n"):
+        assert len(line) <= 510
+        assert all(32 <= char < 127 for char in line)
+
+
+def stuff(message: bytes) -> bytes:
+    """What a sender does (RFC 821 4.5.2): message has CRLF line ends."""
+    stuffed = (b"\r\n" + message).replace(b"\r\n.", b"\r\n..")[2:]
+    end = b".\r\n" if message.endswith(b"\r\n") or not message else b"\r\n.\r\n"
+    return stuffed + end
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(0, 10_000), max_size=10), st.binary(max_size=9))
+@example(b"\r\n.\r\n", [], b"")
+@example(b".", [], b"")
+@example(b"\r", [], b"")
+def test_a_stuffed_body_comes_back(body: bytes, places: list[int], behind: bytes) -> None:
+    stream = DotStream()
+    text = b""
+    rest = b""
+    for piece in cut(stuff(body) + behind, places):
+        if stream.is_ended:
+            rest += piece
+        else:
+            text += stream.feed(piece)
+            rest += stream.rest if stream.is_ended else b""
+    assert stream.is_ended
+    ended = body if body.endswith(b"\r\n") or not body else body + b"\r\n"
+    assert text == ended.replace(b"\r\n", b"\n")
+    assert rest == behind

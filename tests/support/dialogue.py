@@ -1,0 +1,91 @@
+"""Drive a Protocol in memory: answer everything it asks, and write down what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mda.receiver import replies
+from mda.receiver.protocol import (
+    Addressing,
+    AskingWho,
+    Closing,
+    EndOfData,
+    NeedOctets,
+    Opening,
+    Protocol,
+    Say,
+    Text,
+)
+from mda.receiver.replies import Reply
+
+
+def make_protocol(*, is_lmtp: bool = False, offers_terminals: bool = True) -> Protocol:
+    return Protocol(
+        "mda.test",
+        is_lmtp=is_lmtp,
+        offers_terminals=offers_terminals,
+        offers_who=False,
+        command_line=512,
+        message_size=100_000,
+    )
+
+
+def accept_everything(event: object) -> Reply:
+    return replies.OK
+
+
+class Record:
+    """What a protocol did: the octets it said, the texts it took, whether it closed."""
+
+    def __init__(self) -> None:
+        self.said = b""
+        self.texts: list[bytes] = []
+        self.opened: list[Opening] = []
+        self.addressed: list[Addressing] = []
+        self.is_closed = False
+        self._text = b""
+
+    @property
+    def codes(self) -> list[int]:
+        return [int(line[:3]) for line in self.said.splitlines() if line[3:4] == b" "]
+
+    def take(self, protocol: Protocol, answer: Callable[[object], Reply]) -> None:
+        """Work through every event that is there."""
+        while not self.is_closed:
+            event = protocol.next_event()
+            match event:
+                case NeedOctets():
+                    return
+                case Text():
+                    self._text += event.octets
+                case Say():
+                    self.said += event.reply.render()
+                    self.is_closed = isinstance(event, Closing)
+                case Opening() | Addressing() | EndOfData() | AskingWho():
+                    self._ask(protocol, event, answer)
+
+    def _ask(self, protocol: Protocol, event: object, answer: Callable[[object], Reply]) -> None:
+        if isinstance(event, Opening):
+            self.opened.append(event)
+        elif isinstance(event, Addressing):
+            self.addressed.append(event)
+        elif isinstance(event, EndOfData):
+            self.texts.append(self._text)
+            self._text = b""
+        reply = answer(event)
+        self.said += reply.render()
+        protocol.settle(reply.is_accepted)
+
+
+def converse(
+    pieces: list[bytes],
+    protocol: Protocol | None = None,
+    answer: Callable[[object], Reply] = accept_everything,
+) -> Record:
+    """Feed the pieces one by one and return the record."""
+    protocol = protocol or make_protocol()
+    record = Record()
+    for piece in pieces:
+        protocol.feed(piece)
+        record.take(protocol, answer)
+    return record

@@ -1,0 +1,163 @@
+"""A private view of this host: its own accounts, mail spool, /run and name.
+
+The tests that need real identities run `mda` as root inside it; nothing that they do
+reaches the host's own /etc/passwd or /var/mail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+NAME = "mda.test"
+UIDS = {"alice": 1001, "bob": 1002, "carol": 1003}
+SESSION_UID = 996
+SPOOL_UID = 997
+
+_PASSWD = """root:x:0:0:root:/root:/bin/bash
+daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
+postfix:x:990:990::/var/spool/postfix:/usr/sbin/nologin
+mda-net:x:996:996::/nonexistent:/usr/sbin/nologin
+mda:x:997:997::/var/spool/mda:/usr/sbin/nologin
+nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
+alice:x:1001:1001:Alice Liddell:/home/alice:/bin/bash
+bob:x:1002:1002:Bob:/home/bob:/bin/bash
+carol:x:1003:1003:Carol:/home/carol:/bin/bash
+"""
+_GROUP = """root:x:0:
+daemon:x:1:
+tty:x:5:
+mail:x:8:
+postfix:x:990:
+mda-net:x:996:
+mda:x:997:
+nogroup:x:65534:
+alice:x:1001:
+bob:x:1002:
+carol:x:1003:
+"""
+_SET_UP = """set -e
+mount --make-rprivate /
+for file in passwd group hosts nsswitch.conf; do mount --bind {root}/etc/$file /etc/$file; done
+[ ! -e /etc/mailname ] || mount --bind /dev/null /etc/mailname
+mount -t tmpfs -o mode=755 tmpfs /run
+mount -t tmpfs -o mode=755 tmpfs /home
+mount --bind {root}/mail /var/mail
+mount --bind {root}/spool /var/spool
+mkdir /run/mda
+for user in alice bob carol; do install -d -m 755 -o $user -g $user /home/$user; done
+hostname {name}
+echo ready
+exec cat
+"""
+
+
+def start_command() -> list[str]:
+    """How the units and the wrapper start mda, with the interpreter of this test run.
+
+    Coverage of child processes hangs on the site module, and so does an editable
+    installation; otherwise -S as the units have it.
+    """
+    spec = find_spec("mda")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    flags = ["-I", "-B"]
+    is_installed = package.parent == Path(sysconfig.get_path("purelib"))
+    if is_installed and "COVERAGE_PROCESS_START" not in os.environ:
+        flags.append("-S")
+    return [sys.executable, *flags, str(package / "__main__.py")]
+
+
+class Sandbox:
+    """Mount and UTS namespaces, held open by a process of their own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.chmod(0o755)
+        for name in ("etc", "mail", "spool"):
+            (root / name).mkdir()
+        (root / "etc/passwd").write_text(_PASSWD)
+        (root / "etc/group").write_text(_GROUP)
+        (root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {NAME} mda\n")
+        (root / "etc/nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
+        os.chown(root / "mail", 0, 8)
+        (root / "mail").chmod(0o2775)
+        (root / "spool/mda").mkdir(mode=0o700)
+        os.chown(root / "spool/mda", SPOOL_UID, SPOOL_UID)
+        script = _SET_UP.format(root=shlex.quote(str(root)), name=NAME)
+        self._holder = subprocess.Popen(
+            ["unshare", "--mount", "--uts", "sh", "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "ready\n"
+
+    def close(self) -> None:
+        """Let the namespaces go."""
+        self._holder.communicate()
+
+    def inside(self, command: list[str]) -> list[str]:
+        """`command` as it is run inside."""
+        return ["nsenter", "-t", str(self._holder.pid), "-m", "-u", "--", *command]
+
+    def run(
+        self, command: list[str], user: str = "root", **options: object
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run `command` inside as `user` and wait for it; captures what it prints."""
+        if user != "root":
+            uid = str(UIDS[user])
+            command = ["setpriv", "--reuid", uid, "--regid", uid, "--clear-groups", *command]
+        return subprocess.run(  # type: ignore[call-overload, no-any-return]
+            self.inside(command), capture_output=True, timeout=60, check=False, **options
+        )
+
+    def start(self, *arguments: str, client: socket.socket) -> subprocess.Popen[bytes]:
+        """Start `mda ARGUMENTS` inside with `client` as standard input and output."""
+        return subprocess.Popen(
+            self.inside([*start_command(), *arguments]),
+            stdin=client,
+            stdout=client,
+            stderr=subprocess.PIPE,
+        )
+
+    def connect_as(self, user: str, kind: int = socket.SOCK_STREAM) -> tuple[socket.socket, ...]:
+        """A connected pair whose credentials are `user`'s: ours, and the one for mda."""
+        with effective_uid(UIDS.get(user, 0)):
+            return socket.socketpair(socket.AF_UNIX, kind)
+
+    def mailbox(self, user: str) -> bytes | None:
+        """What is in the mailbox of `user`, or None if there is none."""
+        path = self.root / "mail" / user
+        return path.read_bytes() if path.exists() else None
+
+    def clear_mail(self) -> None:
+        """Empty the spool."""
+        for path in (self.root / "mail").iterdir():
+            path.unlink()
+
+    def configure(self, text: str) -> str:
+        """Write a configuration and return its path inside."""
+        path = self.root / "etc/mda.toml"
+        path.write_text(text)
+        path.chmod(0o644)
+        return str(path)
+
+
+@contextlib.contextmanager
+def effective_uid(uid: int):  # type: ignore[no-untyped-def]
+    """Make sockets as `uid`: SO_PEERCRED is read from who made the pair."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
