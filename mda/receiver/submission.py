@@ -1,0 +1,96 @@
+"""One message handed over by a program on this host, in place of a dialogue."""
+
+from __future__ import annotations
+
+import os
+
+from mda.model import Outcome, Path
+from mda.receiver import grammar
+from mda.receiver.peer import local_peer
+from mda.receiver.transaction import Transaction
+from mda.wire import WireError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mda.config import Config
+    from mda.model import Recipient, Verb
+    from mda.receiver.replies import Reply
+    from mda.wire import Broker
+
+
+def submit(
+    broker: Broker,
+    config: Config,
+    verb: Verb,
+    sender: str,
+    users: list[str],
+    message: Iterable[bytes],
+) -> list[Outcome]:
+    """Deliver `message` (LF or CRLF line ends) to `users`; an outcome for each in order.
+
+    `sender` is a reverse-path without brackets, empty for the null one. It has been
+    judged by the program that calls, so what is no path is kept as it is.
+    """
+    transaction = Transaction(broker, config, local_peer(os.getuid(), config), is_lmtp=True)
+    transaction.helo = "localhost"
+    transaction.protocol = "local"
+    transaction.strips_from_line = True
+    try:
+        opened = transaction.open(verb, reverse_path(sender))
+        if not opened.is_accepted:
+            return [_outcome(opened)] * len(users)
+        return _run(transaction, users, message)
+    except WireError:
+        return [Outcome(451, "4.3.0", "Local error")] * len(users)
+    finally:
+        transaction.drop()
+
+
+def reverse_path(sender: str) -> Path:
+    """The path that `sender` is, or one that only carries its text."""
+    text = bytes(c if 32 < c < 127 else 63 for c in sender.encode("utf-8", "replace"))[:1000]
+    try:
+        path, rest = grammar.parse_path(b"<" + text + b">")
+    except grammar.PathError:
+        return Path(text, (), text, b"")
+    return path if not rest else Path(text, (), text, b"")
+
+
+def _run(transaction: Transaction, users: list[str], message: Iterable[bytes]) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    accepted: list[int] = []
+    for number, user in enumerate(users):
+        local_part = user.encode("utf-8", "surrogateescape")
+        outcomes.append(_outcome(transaction.address(Path(local_part, (), local_part, b""))))
+        if outcomes[-1].is_done:
+            accepted.append(number)
+    if not accepted:
+        return outcomes
+    for octets in unix_lines(message):
+        transaction.write(octets)
+    results: list[tuple[Recipient, Outcome]] = list(transaction.finish())
+    for number, (_, outcome) in zip(accepted, results, strict=True):
+        outcomes[number] = outcome
+    return outcomes
+
+
+def unix_lines(message: Iterable[bytes]) -> Iterable[bytes]:
+    """The stored form: CRLF becomes LF at any chunking, and the last line ends."""
+    held = b""
+    last = b""
+    for piece in message:
+        octets = held + piece
+        held = b"\r" if octets.endswith(b"\r") else b""
+        octets = octets[: len(octets) - len(held)].replace(b"\r\n", b"\n")
+        last = octets[-1:] or last
+        yield octets
+    if held:
+        yield held
+    if held or last not in (b"\n", b""):
+        yield b"\n"
+
+
+def _outcome(reply: Reply) -> Outcome:
+    return Outcome(reply.code, reply.enhanced, reply.lines[0])

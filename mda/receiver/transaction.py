@@ -1,0 +1,361 @@
+"""One mail transaction: its envelope, its text, and the outcome for each recipient."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from mda import log
+from mda.config import local_domains, official_name
+from mda.content.headers import HeaderFilter, from_line, received, return_path
+from mda.content.quoting import Quoter
+from mda.model import TERMINAL_VERBS, Envelope, Outcome, Recipient, classify_os_error
+from mda.receiver import replies
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mda.config import Config
+    from mda.model import Path, Peer, Verb
+    from mda.receiver.replies import Reply
+    from mda.wire import Broker
+
+MAX_RECEIVED = 100  # RFC 5321 6.3: a loop detector allows at least this many
+_HEAD = 128 * 1024  # as much of a text as a terminal's block is made from
+
+
+class TextStore:
+    """The text of a message in its stored form: in memory, or on disk when it is large.
+
+    `head` are its first octets without mbox quoting; `error` is what went wrong, and
+    from then on the text is only swallowed.
+    """
+
+    def __init__(self, broker: Broker, memory: int, limit: int, strip_from_line: bool) -> None:
+        self._broker = broker
+        self._memory = memory
+        self._limit = limit
+        self._filter = HeaderFilter(strip_from_line=strip_from_line)
+        self._quoter = Quoter()
+        self._is_on_disk = False
+        self.fd = os.memfd_create("mda", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.size = 0
+        self.received_size = 0
+        self.head = bytearray()
+        self.error: Outcome | None = None
+
+    def write(self, octets: bytes) -> None:
+        """Add a piece of the text (LF line ends) as it comes."""
+        self.received_size += len(octets)
+        if self.received_size > self._limit:
+            too_large = replies.TOO_LARGE
+            self.error = self.error or Outcome(
+                too_large.code, too_large.enhanced, too_large.lines[0]
+            )
+        self._keep(self._filter.feed(octets))
+
+    def finish(self) -> None:
+        """The text is complete; seal it, so that nobody can change it any more."""
+        self._keep(self._filter.finish())
+        self._store(self._quoter.finish())
+        if self._filter.received_count > MAX_RECEIVED:
+            loop = replies.MAIL_LOOP
+            self.error = self.error or Outcome(loop.code, loop.enhanced, loop.lines[0])
+        if not self._is_on_disk:
+            seal_memory(self.fd)
+
+    @property
+    def is_head_whole(self) -> bool:
+        """`head` is all of the text."""
+        return self.received_size <= _HEAD
+
+    def _keep(self, octets: bytes) -> None:
+        if len(self.head) < _HEAD:
+            self.head += octets[: _HEAD - len(self.head)]
+        self._store(self._quoter.feed(octets))
+
+    def _store(self, octets: bytes) -> None:
+        if self.error or not octets:
+            return
+        if self.size + len(octets) > self._memory and not self._is_on_disk:
+            self._move_to_disk()
+        if self.error:
+            return
+        try:
+            write_all(self.fd, octets)
+            self.size += len(octets)
+        except OSError as error:
+            self.error = classify_os_error(error, "keeping the message")
+
+    def _move_to_disk(self) -> None:
+        outcome, fd = self._broker.open_spool()
+        if not outcome.is_done or fd == -1:
+            self.error = outcome
+            return
+        try:
+            os.lseek(self.fd, 0, os.SEEK_SET)
+            while octets := os.read(self.fd, 1 << 16):
+                write_all(fd, octets)
+        except OSError as error:
+            self.error = classify_os_error(error, "keeping the message")
+        os.close(self.fd)
+        self.fd = fd
+        self._is_on_disk = True
+
+    def close(self) -> None:
+        """Let go of the text."""
+        os.close(self.fd)
+
+
+def write_all(fd: int, octets: bytes) -> None:
+    """Write every octet; raises OSError."""
+    view = memoryview(octets)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def seal_memory(fd: int) -> None:
+    """Make a memfd unchangeable for whoever holds it."""
+    import fcntl
+
+    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+
+
+class Transaction:
+    """What the protocol's events do: `open`, `address`, `write`, `finish`, `drop`.
+
+    `helo` and `protocol` ("ESMTP") describe the session for the time stamp.
+    """
+
+    def __init__(self, broker: Broker, config: Config, peer: Peer, *, is_lmtp: bool) -> None:
+        self._broker = broker
+        self._config = config
+        self._peer = peer
+        self._name = official_name(config)
+        self._takes_any_domain = is_lmtp or peer.is_trusted
+        self._domains: frozenset[str] | None = None
+        self._envelope: Envelope | None = None
+        self._text: TextStore | None = None
+        self._identity = ""
+        self.strips_from_line = False
+        self.helo = ""
+        self.protocol = "LMTP" if is_lmtp else "SMTP"
+
+    def open(self, verb: Verb, reverse_path: Path, size: int = 0) -> Reply:
+        """MAIL, SEND, SOML or SAML: the sender is known, nobody is a recipient yet."""
+        if size > self._config.receiver.message_size:
+            return replies.TOO_LARGE
+        self._envelope = Envelope(verb, reverse_path)
+        self._identity = f"{time.time_ns():x}.{os.getpid():x}"
+        return replies.opened(verb)
+
+    @property
+    def _open_envelope(self) -> Envelope:
+        if self._envelope is None:
+            raise RuntimeError("no transaction is open")
+        return self._envelope
+
+    def address(self, path: Path) -> Reply:
+        """RCPT: accept one more recipient, or say why not."""
+        envelope = self._open_envelope
+        if len(envelope.recipients) >= self._config.receiver.recipients:
+            return replies.TOO_MANY_RECIPIENTS
+        if not self._is_local(path.domain):
+            return self._refuse(path, replies.RELAYING_DENIED)
+        outcome, user = self._broker.resolve(path.local_part)
+        recipient = Recipient(path, user)
+        if outcome.is_done and envelope.verb in TERMINAL_VERBS:
+            outcome = self._probe(envelope.verb, recipient)
+        reply = replies.of_outcome(outcome, subject(path))
+        if not reply.is_accepted:
+            return self._refuse(path, reply)
+        envelope.recipients.append(recipient)
+        return reply
+
+    def _probe(self, verb: Verb, recipient: Recipient) -> Outcome:
+        """Ask for a terminal now; RFC 821 3.4 lets only SEND fail by it."""
+        outcome, recipient.width = self._broker.probe(recipient.user)
+        if outcome.is_done or verb == "SEND":
+            return outcome
+        return Outcome(250, "2.1.5", replies.NOT_ACTIVE_WILL_MAIL)
+
+    def _refuse(self, path: Path, reply: Reply) -> Reply:
+        log.write(
+            "refused",
+            to=path.text,
+            sender=self._open_envelope.reverse_path.text,
+            peer=self._peer.address,
+            reply=f"{reply.code} {reply.enhanced} {reply.lines[0]}",
+        )
+        return reply
+
+    def _is_local(self, domain: bytes) -> bool:
+        """Decision 8: a bare local part always, over LMTP and from an MTA every domain."""
+        if not domain or self._takes_any_domain:
+            return True
+        if self._domains is None:
+            self._domains = local_domains(self._config) | {self._name.lower()}
+        name = domain.decode("ascii").lower()
+        return name in self._domains or (name.startswith("[") and is_own_literal(name[1:-1]))
+
+    def write(self, octets: bytes) -> None:
+        """A piece of the message in its stored form."""
+        if self._text is None:
+            self._text = TextStore(
+                self._broker,
+                self._config.delivery.memory,
+                self._config.receiver.message_size,
+                self.strips_from_line,
+            )
+        self._text.write(octets)
+
+    def finish(self) -> Iterator[tuple[Recipient, Outcome]]:
+        """Deliver, recipient by recipient in their order; each outcome is final.
+
+        The waits for locks share one deadline. A mailbox named twice gets one copy, and
+        both its recipients get the same outcome.
+        """
+        envelope = self._open_envelope
+        self.write(b"")
+        text = self._text
+        if text is None:
+            raise RuntimeError("no text was begun")
+        text.finish()
+        deadline = time.monotonic() + self._config.delivery.lock_seconds
+        served: dict[str, Outcome] = {}
+        for recipient in envelope.recipients:
+            if recipient.user not in served:
+                outcome = text.error or self._deliver(envelope, recipient, text, deadline)
+                served[recipient.user] = outcome
+                self._log(envelope, recipient, text, outcome)
+            yield recipient, served[recipient.user]
+
+    def _deliver(
+        self, envelope: Envelope, recipient: Recipient, text: TextStore, deadline: float
+    ) -> Outcome:
+        block, is_clipped = b"", False
+        if envelope.verb in TERMINAL_VERBS:
+            block, is_clipped = self._render(envelope, recipient, text)
+        return self._broker.deliver(
+            envelope.verb,
+            recipient.user,
+            prefix=self._lines_before(envelope, recipient),
+            text=(text.fd, text.size),
+            block=block,
+            is_clipped=is_clipped,
+            deadline=deadline,
+        )
+
+    def _lines_before(self, envelope: Envelope, recipient: Recipient) -> bytes:
+        """What stands before the text: From_ line, Return-Path, the time stamp."""
+        now = time.time()
+        sole = recipient if len(envelope.recipients) == 1 else None
+        return b"".join(
+            (
+                from_line(envelope.reverse_path.text, now),
+                return_path(envelope.reverse_path.text),
+                received(
+                    self.helo,
+                    peer_text(self._peer),
+                    self._name,
+                    self.protocol,
+                    self._identity,
+                    sole.path.text.decode("ascii", "replace") if sole else None,
+                    now,
+                ),
+            )
+        )
+
+    def _render(
+        self, envelope: Envelope, recipient: Recipient, text: TextStore
+    ) -> tuple[bytes, bool]:
+        """The block for the recipient's terminal (decision 7)."""
+        from mda.content.screen import render  # needs email, which MAIL never does
+
+        terminal = self._config.terminal
+        claimed = envelope.reverse_path.text.decode("ascii", "replace")
+        return render(
+            bytes(text.head),
+            text.is_head_whole,
+            sender=self._peer.user or f"<{claimed}>",
+            is_verified=bool(self._peer.user),
+            via=self.helo or self._peer.address,
+            when=time.strftime("%H:%M"),
+            width=recipient.width or 80,
+            lines=terminal.lines,
+            limit=terminal.bytes,
+            bell=terminal.bell,
+            has_mailbox_copy=envelope.verb != "SEND",
+        )
+
+    def _log(
+        self, envelope: Envelope, recipient: Recipient, text: TextStore, outcome: Outcome
+    ) -> None:
+        log.write(
+            "delivered" if outcome.is_done else "deferred" if outcome.is_temporary else "failed",
+            log.INFO if outcome.is_done else log.WARNING,
+            id=self._identity,
+            verb=envelope.verb,
+            to=recipient.path.text,
+            user=recipient.user,
+            sender=envelope.reverse_path.text,
+            peer=self._peer.address,
+            size=text.received_size,
+            reply=f"{outcome.code} {outcome.enhanced} {outcome.text}",
+        )
+
+    def drop(self) -> None:
+        """Forget the envelope and the text (RFC 821 4.1.1: the buffers are cleared)."""
+        self._envelope = None
+        if self._text is not None:
+            self._text.close()
+            self._text = None
+
+
+def combine(results: list[tuple[Recipient, Outcome]]) -> Reply:
+    """The one reply that SMTP has for all recipients.
+
+    Without a queue a temporary failure of one makes the whole transaction temporary
+    (decision 3), and a permanent one is the sender's to know, since no notice of ours
+    could be on its way.
+    """
+    failed = [(recipient, outcome) for recipient, outcome in results if not outcome.is_done]
+    if not failed:
+        only = results[0][1]
+        return replies.of_outcome(only if len(results) == 1 else Outcome(250, "2.0.0", "OK"))
+    recipient, outcome = min(failed, key=lambda pair: not pair[1].is_temporary)
+    if len(results) == 1:
+        return replies.of_outcome(outcome)
+    if outcome.is_temporary and outcome.code != 452:
+        outcome = Outcome(451, outcome.enhanced, outcome.text)
+    return replies.of_outcome(outcome, subject(recipient.path))
+
+
+def subject(path: Path) -> str:
+    """`<alice>` for the text of a reply."""
+    return f"<{path.text[:300].decode('ascii', 'replace')}>"
+
+
+def peer_text(peer: Peer) -> str:
+    """The comment of a time stamp that says what the kernel knows of the peer."""
+    if peer.kind == "tcp":
+        literal = peer.address if ":" not in peer.address else f"IPv6:{peer.address}"
+        return f"[{literal}]"
+    if peer.user:
+        return f"local user {peer.user}, {peer.address}"
+    return f"local, {peer.address}" if peer.address else "local"
+
+
+def is_own_literal(literal: str) -> bool:
+    """Is this the address of one of our interfaces (RFC 1123 5.2.17)? No brackets."""
+    import psutil  # lists the interfaces; literals are rare and it costs 35 ms
+
+    wanted = literal.removeprefix("ipv6:")
+    if wanted.startswith("127.") and wanted.replace(".", "").isdigit():
+        return True
+    addresses = psutil.net_if_addrs().values()
+    return any(
+        wanted == address.address.split("%")[0].lower() for each in addresses for address in each
+    )
