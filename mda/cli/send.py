@@ -1,0 +1,96 @@
+"""`mda send`: a person's message to other persons' terminals or mailboxes.
+
+RFC 5321 F.6 says that clients should not offer SEND, SOML and SAML; a person who asks
+for them by name is the exception that they were made for.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import format_datetime, localtime, make_msgid
+
+import click
+
+from mda.cli import handover
+from mda.cli.deliver import quote_local_part, report
+from mda.config import Config, ConfigError, load, official_name
+
+
+@click.command("send")
+@click.option("--send", "verb", flag_value="SEND", help="To the terminal or not at all.")
+@click.option("--soml", "verb", flag_value="SOML", default=True, help="Terminal, else mailbox.")
+@click.option("--saml", "verb", flag_value="SAML", help="Terminal and mailbox.")
+@click.option("--mail", "verb", flag_value="MAIL", help="To the mailbox only.")
+@click.option("-s", "subject", default="", metavar="SUBJECT")
+@click.argument("words", nargs=-1, required=True, metavar="USER[@HOST]... [TEXT]...")
+def command(verb: str, subject: str, words: tuple[str, ...]) -> None:
+    """Send a message to USER: on the terminal if they are logged in and take messages.
+
+    The first argument names the recipients, with commas between them if there are
+    several. The other arguments are the text; but if each of them is a user of this
+    host or has an @, they are recipients too, and the text is read from standard input.
+    """
+    recipients, text = divide(list(words))
+    if text is None:
+        if sys.stdin.isatty():
+            click.echo(f"To {', '.join(recipients)}; end with Control-D.", err=True)
+        text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    raise SystemExit(send(verb or "SOML", subject, recipients, text))
+
+
+def divide(words: list[str]) -> tuple[list[str], str | None]:
+    """Recipients and text; None for a text that is still to be read."""
+    recipients = [name for name in words[0].split(",") if name]
+    rest = words[1:]
+    if all(("@" in word and " " not in word) or is_user(word) for word in rest):
+        return recipients + rest, None
+    return recipients, " ".join(rest) + "\n"
+
+
+def is_user(name: str) -> bool:
+    """Is there an account of this name?"""
+    try:
+        pwd.getpwnam(name)
+    except (KeyError, ValueError):
+        return False
+    return True
+
+
+def send(verb: str, subject: str, recipients: list[str], text: str) -> int:
+    """One transaction; says per recipient what happened, and gives the exit status."""
+    try:
+        name = official_name(load())
+    except ConfigError:
+        name = official_name(Config())
+    sender = f"{pwd.getpwuid(os.getuid()).pw_name}@{name}"
+    message = compose(sender, subject, recipients, text)
+    try:
+        client = handover.Client()
+        try:
+            paths = [quote_local_part(recipient) for recipient in recipients]
+            outcomes = client.deliver(verb, sender, paths, [message])
+        finally:
+            client.close()
+    except handover.Refused as refused:
+        outcomes = [refused.outcome] * len(recipients)
+    for recipient, outcome in zip(recipients, outcomes, strict=True):
+        if outcome.is_done:
+            click.echo(f"{recipient}: {outcome.text.removeprefix(f'<{recipient}> ')}")
+    return report(recipients, outcomes)
+
+
+def compose(sender: str, subject: str, recipients: list[str], text: str) -> bytes:
+    """The message as octets with CRLF line ends; raises ValueError for a bad subject."""
+    message = EmailMessage(policy=SMTP.clone(cte_type="8bit"))
+    message["Date"] = format_datetime(localtime())
+    message["From"] = sender
+    message["To"] = ", ".join(recipients)
+    if subject:
+        message["Subject"] = " ".join(subject.split())
+    message["Message-ID"] = make_msgid(domain=sender.partition("@")[2])
+    message.set_content(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    return message.as_bytes()
