@@ -15,7 +15,7 @@ import pwd
 import time
 
 from mda import log, wire
-from mda.model import Outcome, classify_os_error
+from mda.model import VERBS, Outcome, classify_os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from mda.config import Config
     from mda.model import Account, Peer
+
+    Session = Callable[[wire.Broker], int]
 
 SESSION_USER = "mda-net"
 SPOOL_USER = "mda"
@@ -114,18 +116,19 @@ def drop_for_good(identities: Identities) -> None:
         raise SetupError("the session process did not lose its identity")
 
 
-def split(config: Config, peer: Peer, run_session: Callable[[wire.Broker], int]) -> int:
+def split(config: Config, peer: Peer, load_session: Callable[[], Session]) -> int:
     """Fork into session and broker; returns, in the broker, the session's exit status.
 
-    `run_session` runs in the session process, which ends with it. Raises SetupError
-    before the fork if the host lacks something.
+    The session process calls `load_session` while it can still read every file, drops its
+    identity, and ends with what was loaded. Raises SetupError before the fork if the host
+    lacks something.
     """
     identities = Identities(config)
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
         ours.close()
-        os._exit(_be_session(identities, wire.Broker(theirs), run_session))
+        os._exit(_be_session(identities, wire.Broker(theirs), load_session))
     theirs.close()
     leave_client()
     answer_requests(ours, config, peer, identities)
@@ -135,12 +138,13 @@ def split(config: Config, peer: Peer, run_session: Callable[[wire.Broker], int])
 
 
 def _be_session(
-    identities: Identities, broker: wire.Broker, run_session: Callable[[wire.Broker], int]
+    identities: Identities, broker: wire.Broker, load_session: Callable[[], Session]
 ) -> int:
     try:
         keep_only(broker.fileno())
+        converse = load_session()
         drop_for_good(identities)
-        return run_session(broker)
+        return converse(broker)
     except Exception:  # noqa: BLE001 (the outermost of this process)
         log.write_traceback("session")
         return TEMPORARY_FAILURE
@@ -228,8 +232,8 @@ class Answers:
                 return wire.pack_outcome(
                     outcome, *([os.fsencode(account.user)] if account else [])
                 ), -1
-            case [wire.PROBE, user]:
-                outcome, width = self._probe(user)
+            case [wire.PROBE, local_part]:
+                outcome, width = self._probe(local_part)
                 return wire.pack_outcome(outcome, b"%d" % width), -1
             case [wire.SPOOL]:
                 outcome, spool_fd = self._open_spool()
@@ -253,8 +257,8 @@ class Answers:
             )
         return self._accounts[name]
 
-    def _probe(self, user: bytes) -> tuple[Outcome, int]:
-        outcome, account = self._find(user)
+    def _probe(self, local_part: bytes) -> tuple[Outcome, int]:
+        outcome, account = self._find(local_part)
         if account is None:
             return outcome, 0
         if not self._peer.may_use_terminals:
@@ -289,16 +293,16 @@ class Answers:
 
     def _deliver(self, fields: list[bytes], fd: int) -> Outcome:
         """The verb table for one recipient, each step under its own identity."""
-        if len(fields) != 7:
+        if len(fields) != 7 or fields[0] not in VERBS:
             raise wire.WireError("malformed request")
-        verb, user, prefix, size, block, clipped, deadline = fields
-        outcome, account = self._find(user)
+        verb, local_part, prefix, size, block, clipped, deadline = fields
+        outcome, account = self._find(local_part)
         if account is None:
             return outcome
         latest = time.monotonic() + self._config.delivery.lock_seconds
         until = min(int(deadline) / 1000, latest)
         return self._run(
-            verb.decode("ascii"),
+            VERBS[verb],
             clipped == b"clipped",
             lambda: self._store(account, prefix, (fd, int(size)), until),
             lambda: self._show(account, block),
@@ -309,6 +313,7 @@ class Answers:
     ) -> Outcome:
         if text[0] == -1:
             raise wire.WireError("a delivery without a text")
+        notes: list[str] = []
         try:
             with self._as_recipient(account):
                 return self._append(
@@ -318,9 +323,13 @@ class Answers:
                     prefix,
                     *text,
                     deadline,
+                    notes,
                 )
         except OSError as error:
             return classify_os_error(error, "delivering")
+        finally:
+            for note in notes:
+                log.write("mailbox", log.WARNING, user=account.user, note=note)
 
     def _as_recipient(self, account: Account) -> Acting:
         """The user's uid: with the user's groups at home, with the spool's in the spool."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Verb = Literal["MAIL", "SEND", "SOML", "SAML"]
     PeerKind = Literal["unix", "tcp", "stream"]
 
+VERBS: dict[bytes, Verb] = {b"MAIL": "MAIL", b"SEND": "SEND", b"SOML": "SOML", b"SAML": "SAML"}
 TERMINAL_VERBS: tuple[Verb, ...] = ("SEND", "SOML", "SAML")
 
 

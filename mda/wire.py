@@ -123,9 +123,9 @@ class Broker:
         outcome, more, _ = self._ask(RESOLVE, local_part)
         return outcome, more[0].decode("utf-8", "surrogateescape") if more else ""
 
-    def probe(self, user: str) -> tuple[Outcome, int]:
-        """Would a terminal of `user` take this peer's message now, and how wide is it."""
-        outcome, more, _ = self._ask(PROBE, user.encode("utf-8", "surrogateescape"))
+    def probe(self, local_part: bytes) -> tuple[Outcome, int]:
+        """Would a terminal of this user take the peer's message now, and how wide is it."""
+        outcome, more, _ = self._ask(PROBE, local_part)
         return outcome, int(more[0]) if more else 0
 
     def open_spool(self) -> tuple[Outcome, int]:
@@ -136,7 +136,7 @@ class Broker:
     def deliver(
         self,
         verb: Verb,
-        user: str,
+        local_part: bytes,
         *,
         prefix: bytes = b"",
         text: tuple[int, int] = (-1, 0),
@@ -155,7 +155,7 @@ class Broker:
         outcome, _, _ = self._ask(
             DELIVER,
             verb.encode("ascii"),
-            user.encode("utf-8", "surrogateescape"),
+            local_part,
             prefix,
             b"%d" % size,
             block,

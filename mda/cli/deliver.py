@@ -20,7 +20,7 @@ from mda.receiver.peer import local_peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mda.model import Verb
     from mda.wire import Broker
@@ -121,18 +121,20 @@ def deliver_as_root(sender: str, users: list[str], verb: Verb, config_file: str)
         status = broker.split(
             config,
             local_peer(os.getuid(), config),
-            lambda link: run_session(link, config, sender, users, verb),
+            lambda: load_session(config, sender, users, verb),
         )
         return status if status >= 0 else TEMPORARY_FAILURE  # killed by a signal
     except broker.SetupError as error:
         return report(users, [Outcome(451, "4.3.5", str(error))] * len(users))
 
 
-def run_session(link: Broker, config: Config, sender: str, users: list[str], verb: Verb) -> int:
-    """The session process of one message that came on standard input."""
+def load_session(
+    config: Config, sender: str, users: list[str], verb: Verb
+) -> Callable[[Broker], int]:
+    """In the session process alone: load the code that parses the message."""
     from mda.receiver.submission import submit
 
-    return report(users, submit(link, config, verb, sender, users, read_message()))
+    return lambda link: report(users, submit(link, config, verb, sender, users, read_message()))
 
 
 def report(users: list[str], outcomes: list[Outcome]) -> int:

@@ -17,6 +17,8 @@ from mda.receiver.peer import identify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mda.model import Peer
     from mda.wire import Broker
 
@@ -80,19 +82,22 @@ def receive(config_file: str, *, is_lmtp: bool) -> int:
         log.write("too-many-connections", log.WARNING, peer=peer.address)
         return send_away(config, "4.7.0", "Too many connections from you")
     try:
-        broker.split(config, peer, lambda link: run_session(link, config, peer, is_lmtp))
+        broker.split(config, peer, lambda: load_session(config, peer, is_lmtp))
     except broker.SetupError as error:
         log.write("setup", log.ERROR, error=str(error))
         return send_away(config, "4.3.5", "Configuration error")
     return 0
 
 
-def run_session(link: Broker, config: Config, peer: Peer, is_lmtp: bool) -> int:
-    """The session process: only here is the code loaded that parses what a client says."""
+def load_session(config: Config, peer: Peer, is_lmtp: bool) -> Callable[[Broker], int]:
+    """In the session process alone: load the code that parses what a client says."""
     from mda.receiver.session import converse
 
-    converse((0, 1), link, config, peer, is_lmtp=is_lmtp)
-    return 0
+    def run(link: Broker) -> int:
+        converse((0, 1), link, config, peer, is_lmtp=is_lmtp)
+        return 0
+
+    return run
 
 
 def send_away(config: Config, enhanced: str, why: str) -> int:

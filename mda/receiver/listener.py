@@ -161,9 +161,9 @@ def run_nursery(control: socket.socket, config: Config, identities: broker.Ident
     # the master's terminal reaches none of them.
     os.setsid()
     broker.keep_only(control.fileno())
-    broker.drop_for_good(identities)
-    from mda.receiver import session
+    from mda.receiver import session  # in this process alone, and before the drop
 
+    broker.drop_for_good(identities)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     gc.collect()

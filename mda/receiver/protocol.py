@@ -7,6 +7,7 @@ a verb, the function that obeys it, and whether it takes an argument.
 
 from __future__ import annotations
 
+from mda import model
 from mda.model import TERMINAL_VERBS
 from mda.receiver import grammar, replies
 from mda.receiver.dotstream import DotStream
@@ -217,7 +218,7 @@ class Protocol:
         return tuple(keywords)
 
     def _open(self, verb: bytes, argument: bytes) -> Event:
-        name = _VERB_NAMES[verb]
+        name = model.VERBS[verb]
         if name in TERMINAL_VERBS and not self._offers_terminals:
             return Say(replies.NOT_OFFERED)
         if self.stage == CONNECTED:
@@ -311,10 +312,4 @@ VERBS: dict[bytes, Row] = {
     b"NOOP": Row(Protocol._idle, takes_argument=True),
     b"QUIT": Row(Protocol._quit, takes_argument=False),
     b"XWHO": Row(Protocol._who, takes_argument=False),
-}
-_VERB_NAMES: dict[bytes, Verb] = {
-    b"MAIL": "MAIL",
-    b"SEND": "SEND",
-    b"SOML": "SOML",
-    b"SAML": "SAML",
 }

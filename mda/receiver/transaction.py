@@ -176,7 +176,7 @@ class Transaction:
 
     def _probe(self, verb: Verb, recipient: Recipient) -> Outcome:
         """Ask for a terminal now; RFC 821 3.4 lets only SEND fail by it."""
-        outcome, recipient.width = self._broker.probe(recipient.user)
+        outcome, recipient.width = self._broker.probe(recipient.path.local_part)
         if outcome.is_done or verb == "SEND":
             return outcome
         return Outcome(250, "2.1.5", replies.NOT_ACTIVE_WILL_MAIL)
@@ -240,7 +240,7 @@ class Transaction:
             block, is_clipped = self._render(envelope, recipient, text)
         return self._broker.deliver(
             envelope.verb,
-            recipient.user,
+            recipient.path.local_part,
             prefix=self._lines_before(envelope, recipient),
             text=(text.fd, text.size),
             block=block,

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +22,7 @@ UIDS = {"alice": 1001, "bob": 1002, "carol": 1003}
 SESSION_UID = 996
 SPOOL_UID = 997
 
-_PASSWD = """root:x:0:0:root:/root:/bin/bash
+_ACCOUNTS = """root:x:0:0:root:/root:/bin/bash
 daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
 postfix:x:990:990::/var/spool/postfix:/usr/sbin/nologin
 mda-net:x:996:996::/nonexistent:/usr/sbin/nologin
@@ -31,7 +32,7 @@ alice:x:1001:1001:Alice Liddell:/home/alice:/bin/bash
 bob:x:1002:1002:Bob:/home/bob:/bin/bash
 carol:x:1003:1003:Carol:/home/carol:/bin/bash
 """
-_GROUP = """root:x:0:
+_GROUPS = """root:x:0:
 daemon:x:1:
 tty:x:5:
 mail:x:8:
@@ -84,8 +85,8 @@ class Sandbox:
         root.chmod(0o755)
         for name in ("etc", "mail", "spool"):
             (root / name).mkdir()
-        (root / "etc/passwd").write_text(_PASSWD)
-        (root / "etc/group").write_text(_GROUP)
+        (root / "etc/passwd").write_text(_ACCOUNTS)
+        (root / "etc/group").write_text(_GROUPS)
         (root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {NAME} mda\n")
         (root / "etc/nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
         os.chown(root / "mail", 0, 8)
@@ -125,14 +126,14 @@ class Sandbox:
         """Start `mda ARGUMENTS` inside with `client` as standard input and output."""
         return subprocess.Popen(
             self.inside([*start_command(), *arguments]),
-            stdin=client,
-            stdout=client,
+            stdin=client.fileno(),
+            stdout=client.fileno(),
             stderr=subprocess.PIPE,
         )
 
     def connect_as(self, user: str, kind: int = socket.SOCK_STREAM) -> tuple[socket.socket, ...]:
         """A connected pair whose credentials are `user`'s: ours, and the one for mda."""
-        with effective_uid(UIDS.get(user, 0)):
+        with effective_uid({**UIDS, "postfix": 990}.get(user, 0)):
             return socket.socketpair(socket.AF_UNIX, kind)
 
     def mailbox(self, user: str) -> bytes | None:
@@ -154,7 +155,7 @@ class Sandbox:
 
 
 @contextlib.contextmanager
-def effective_uid(uid: int):  # type: ignore[no-untyped-def]
+def effective_uid(uid: int) -> Iterator[None]:
     """Make sockets as `uid`: SO_PEERCRED is read from who made the pair."""
     os.seteuid(uid)
     try:

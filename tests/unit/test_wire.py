@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mda import wire
+from mda.model import Outcome
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_fields_come_back_as_they_were_packed() -> None:
+    fields = [b"", b"deliver", b"\x00\xff" * 100, b"x"]
+    assert wire.unpack(wire.pack(*fields)) == fields
+    assert wire.unpack(b"") == []
+
+
+@pytest.mark.parametrize("frame", [b"\0", b"\0\0\0", b"\0\0\0\5abc", b"\0\0\0\1a\0"])
+def test_a_frame_cut_short_is_refused(frame: bytes) -> None:
+    with pytest.raises(wire.WireError):
+        wire.unpack(frame)
+
+
+def test_a_frame_beyond_the_bound_is_not_sent() -> None:
+    with pytest.raises(wire.WireError):
+        wire.pack(b"x" * wire.MAX_FRAME)
+
+
+def test_a_descriptor_rides_along(pair: tuple[socket.socket, socket.socket]) -> None:
+    read_fd, write_fd = os.pipe()
+    wire.send_frame(pair[0], b"frame", write_fd)
+    os.close(write_fd)
+    frame, fd = wire.receive_frame(pair[1])
+    os.write(fd, b"through")
+    os.close(fd)
+    assert (frame, os.read(read_fd, 100)) == (b"frame", b"through")
+    os.close(read_fd)
+
+
+def test_an_oversized_frame_is_refused_and_its_descriptor_closed(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    read_fd, write_fd = os.pipe()
+    socket.send_fds(pair[0], [b"x" * (wire.MAX_FRAME + 1)], [write_fd])
+    os.close(write_fd)
+    with pytest.raises(wire.WireError):
+        wire.receive_frame(pair[1])
+    assert os.read(read_fd, 1) == b"", "the other end of the pipe is still open"
+    os.close(read_fd)
+
+
+def test_two_descriptors_are_refused_and_closed(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    read_fd, write_fd = os.pipe()
+    socket.send_fds(pair[0], [b"x"], [write_fd, write_fd])
+    os.close(write_fd)
+    with pytest.raises(wire.WireError):
+        wire.receive_frame(pair[1])
+    assert os.read(read_fd, 1) == b""
+    os.close(read_fd)
+
+
+def test_the_end_is_an_empty_frame(pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[0].close()
+    assert wire.receive_frame(pair[1]) == (b"", -1)
+
+
+def answered(
+    pair: tuple[socket.socket, socket.socket],
+    ask: Callable[[wire.Broker], object],
+    answer: bytes,
+) -> tuple[object, list[bytes]]:
+    requests: list[list[bytes]] = []
+
+    def serve() -> None:
+        frame, fd = wire.receive_frame(pair[1])
+        requests.append(wire.unpack(frame))
+        if fd != -1:
+            os.close(fd)
+        wire.send_frame(pair[1], answer)
+
+    server = threading.Thread(target=serve)
+    server.start()
+    result = ask(wire.Broker(pair[0]))
+    server.join()
+    return result, requests[0]
+
+
+def test_each_request_reaches_the_broker_whole(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    done = Outcome(250, "2.1.5", "ok")
+    answer = wire.pack_outcome(done, b"alice")
+    assert answered(pair, lambda b: b.resolve(b"Alice"), answer) == (
+        (done, "alice"),
+        [wire.RESOLVE, b"Alice"],
+    )
+    width = wire.pack_outcome(done, b"132")
+    assert answered(pair, lambda b: b.probe(b"alice"), width) == (
+        (done, 132),
+        [wire.PROBE, b"alice"],
+    )
+
+    def deliver(broker: wire.Broker) -> Outcome:
+        return broker.deliver(
+            "SAML", b"alice", prefix=b"From x\n", text=(0, 7), block=b"hi", deadline=1.5
+        )
+
+    assert answered(pair, deliver, wire.pack_outcome(done)) == (
+        done,
+        [wire.DELIVER, b"SAML", b"alice", b"From x\n", b"7", b"hi", b"whole", b"1500"],
+    )
+
+
+def test_a_broker_that_is_gone_is_an_error_of_its_own(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    pair[1].close()
+    with pytest.raises(wire.WireError):
+        wire.Broker(pair[0]).resolve(b"alice")
