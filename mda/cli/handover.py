@@ -64,6 +64,8 @@ class Client:
             if greeting.code != 220:
                 raise Refused(greeting)
             self._lmtp.ehlo()
+        except ConnectionRefusedError as error:
+            raise Refused(UNREACHABLE) from error
         except (OSError, smtplib.SMTPException) as error:
             raise Refused(Outcome(451, "4.4.2", f"The receiver is gone: {error}")) from error
 
@@ -162,6 +164,8 @@ def list_logins() -> list[tuple[str, str, int, str]]:
             with connection.makefile("rb") as replies:
                 replies.readline(1024)
                 return _read_logins(iter(lambda: replies.readline(1024), b""))
+        except ConnectionRefusedError as error:
+            raise Refused(UNREACHABLE) from error
         except OSError as error:
             raise Refused(Outcome(451, "4.4.2", f"The receiver is gone: {error}")) from error
 

@@ -29,8 +29,9 @@ def command(addresses: tuple[str, ...], config_file: str | None) -> None:
     try:
         config = read_config(config_file)
         listening = listener.inherited_sockets() or open_all(list(addresses))
+        master = listener.Master(listening, lambda: reread_config(config_file), config)
         announce(listening, config)
-        listener.Master(listening, lambda: reread_config(config_file), config).run()
+        master.run()
     except (ConfigError, broker.SetupError, listener.AddressError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:

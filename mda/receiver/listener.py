@@ -8,6 +8,7 @@ session needs (design, decision 1), and no connection pays for an import.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -39,12 +40,20 @@ class AddressError(Exception):
 class Listening:
     """A listening socket and the protocol spoken there."""
 
-    __slots__ = ("is_lmtp", "name", "socket")
+    __slots__ = ("_path", "is_lmtp", "name", "socket")
 
-    def __init__(self, name: str, listening: socket.socket, is_lmtp: bool) -> None:
+    def __init__(self, name: str, listening: socket.socket, is_lmtp: bool, path: str = "") -> None:
         self.name = name
         self.socket = listening
         self.is_lmtp = is_lmtp
+        self._path = path
+
+    def close(self) -> None:
+        """Listen no more; a socket in the file system that we have made goes too."""
+        self.socket.close()
+        if self._path:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
 
 
 def open_listening(address: str, mode: int) -> Listening:
@@ -55,7 +64,8 @@ def open_listening(address: str, mode: int) -> Listening:
     is_lmtp = address.startswith("lmtp+")
     place = address.removeprefix("lmtp+")
     if place.startswith("unix:"):
-        return Listening(address, _listen_on_path(place.removeprefix("unix:"), mode), is_lmtp)
+        path = place.removeprefix("unix:")
+        return Listening(address, _listen_on_path(path, mode), is_lmtp, path)
     host, port = split_host_port(place)
     if is_lmtp and port == 25:
         raise AddressError(f"{address}: LMTP must not be spoken on port 25 (RFC 2033 5)")
@@ -157,6 +167,10 @@ class Nursery:
 
 def run_nursery(control: socket.socket, config: Config, identities: broker.Identities) -> int:
     """The nursery's whole life, as the session user."""
+    # The master's wake-up descriptor would soon be some client's here.
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     # In a group of its own its sessions can be signalled together, and a Control-C at
     # the master's terminal reaches none of them.
     os.setsid()
@@ -164,8 +178,6 @@ def run_nursery(control: socket.socket, config: Config, identities: broker.Ident
     from mda.receiver import session  # in this process alone, and before the drop
 
     broker.drop_for_good(identities)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
     while True:
@@ -238,22 +250,22 @@ class Master:
         broker.preload()
         gc.collect()
         gc.freeze()
-
-    def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; then wait for the sessions that run."""
-        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_fd, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, self._note)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; then wait for the sessions that run."""
         poll = select.poll()
-        poll.register(wake_read, select.POLLIN)
+        poll.register(self._wake_fd, select.POLLIN)
         for fd, each in self._listening.items():
             each.socket.setblocking(False)
             poll.register(fd, select.POLLIN)
         while not self._is_stopping:
             for fd, _ in poll.poll():
-                if fd == wake_read:
-                    os.read(wake_read, 4096)
+                if fd == self._wake_fd:
+                    os.read(self._wake_fd, 4096)
                     self._mind_children()
                 else:
                     self._accept(self._listening[fd])
@@ -355,7 +367,7 @@ class Master:
     def _stop(self) -> None:
         """No new connections; each delivery in hand is finished and answered."""
         for each in self._listening.values():
-            each.socket.close()
+            each.close()
         self._nursery.close()
         signal.set_wakeup_fd(-1)
         until = time.monotonic() + _PATIENCE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.dialogue import converse, make_protocol
@@ -38,14 +40,16 @@ SESSIONS = st.lists(st.one_of(WORDS, st.binary(max_size=20)), max_size=30).map(b
 
 def cut(octets: bytes, places: list[int]) -> list[bytes]:
     at = sorted({0, len(octets), *(place % (len(octets) + 1) for place in places)})
-    return [octets[a:b] for a, b in zip(at, at[1:], strict=False)]
+    return [octets[a:b] for a, b in itertools.pairwise(at)]
 
 
 @given(SESSIONS, st.lists(st.integers(0, 10_000), max_size=20), st.booleans())
 def test_chunking_changes_nothing(octets: bytes, places: list[int], is_lmtp: bool) -> None:
     whole = converse([octets], make_protocol(is_lmtp=is_lmtp))
     pieces = converse(cut(octets, places), make_protocol(is_lmtp=is_lmtp))
-    bytewise = converse([octets[i : i + 1] for i in range(len(octets))], make_protocol(is_lmtp=is_lmtp))
+    bytewise = converse(
+        [octets[i : i + 1] for i in range(len(octets))], make_protocol(is_lmtp=is_lmtp)
+    )
     assert whole.said == pieces.said == bytewise.said
     assert whole.texts == pieces.texts == bytewise.texts
 
@@ -65,21 +69,19 @@ def stuff(message: bytes) -> bytes:
     return stuffed + end
 
 
-@given(st.binary(max_size=300), st.lists(st.integers(0, 10_000), max_size=10), st.binary(max_size=9))
+@given(
+    st.binary(max_size=300), st.lists(st.integers(0, 10_000), max_size=10), st.binary(max_size=9)
+)
 @example(b"\r\n.\r\n", [], b"")
 @example(b".", [], b"")
 @example(b"\r", [], b"")
 def test_a_stuffed_body_comes_back(body: bytes, places: list[int], behind: bytes) -> None:
     stream = DotStream()
     text = b""
-    rest = b""
-    for piece in cut(stuff(body) + behind, places):
-        if stream.is_ended:
-            rest += piece
-        else:
-            text += stream.feed(piece)
-            rest += stream.rest if stream.is_ended else b""
+    waiting = cut(stuff(body) + behind, places)
+    while waiting and not stream.is_ended:
+        text += stream.feed(waiting.pop(0))
     assert stream.is_ended
     ended = body if body.endswith(b"\r\n") or not body else body + b"\r\n"
     assert text == ended.replace(b"\r\n", b"\n")
-    assert rest == behind
+    assert stream.rest + b"".join(waiting) == behind

@@ -72,7 +72,8 @@ def start_command() -> list[str]:
     package = Path(spec.origin).parent
     flags = ["-I", "-B"]
     is_installed = package.parent == Path(sysconfig.get_path("purelib"))
-    if is_installed and "COVERAGE_PROCESS_START" not in os.environ:
+    is_covered = any(name.startswith("COVERAGE_PROCESS") for name in os.environ)
+    if is_installed and not is_covered:
         flags.append("-S")
     return [sys.executable, *flags, str(package / "__main__.py")]
 

@@ -157,7 +157,8 @@ broker.answer_requests = answer_requests
 """
 ONE_SAML = (
     b"EHLO x\r\nSAML FROM:<bob@example.org>\r\nRCPT TO:<alice>\r\nDATA\r\n"
-    b"Subject: =?utf-8?q?=C3=A9?=\r\nContent-Type: text/html\r\n\r\n<b>hi</b>\r\n.\r\nXWHO\r\nQUIT\r\n"
+    b"Subject: =?utf-8?q?=C3=A9?=\r\nContent-Type: text/html\r\n\r\n<b>hi</b>\r\n.\r\n"
+    b"XWHO\r\nQUIT\r\n"
 )
 
 
@@ -189,6 +190,14 @@ def run_with_report(sandbox: Sandbox, prelude: str, report: Path, text: bytes) -
     return set(report.read_text().split())
 
 
+def bare_interpreter() -> set[str]:
+    """What an interpreter that does nothing has loaded (more under coverage)."""
+    program = "import sys; print('\\n'.join(sys.modules))"
+    command = [*start_command()[:-1], "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
 def is_loaded(names: set[str], loaded: set[str]) -> set[str]:
     return {name for name in loaded if any(name == n or name.startswith(f"{n}.") for n in names)}
 
@@ -201,17 +210,11 @@ def report(sandbox: Sandbox) -> Path:
 def test_the_greeting_waits_for_no_heavy_module(sandbox: Sandbox, report: Path) -> None:
     loaded = run_with_report(sandbox, REPORT_AT_GREETING, report, b"QUIT\r\n")
     assert "mda.receiver.session" in loaded
-    baseline = subprocess.run(
-        [*start_command()[:-1], "-c", "import sys; print('\\n'.join(sys.modules))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    assert is_loaded(MUST_NOT_LOAD_BEFORE_GREETING, loaded - set(baseline)) == set()
+    assert is_loaded(MUST_NOT_LOAD_BEFORE_GREETING, loaded - bare_interpreter()) == set()
 
 
 def test_the_broker_never_loads_what_parses(sandbox: Sandbox, report: Path) -> None:
     loaded = run_with_report(sandbox, REPORT_AT_END, report, ONE_SAML)
     assert "mda.delivery.mbox" in loaded
     assert sandbox.mailbox("alice") is not None, "the message did not go all the way"
-    assert is_loaded(MUST_NEVER_LOAD_IN_BROKER, loaded) == set()
+    assert is_loaded(MUST_NEVER_LOAD_IN_BROKER, loaded - bare_interpreter()) == set()

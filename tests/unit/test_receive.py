@@ -334,12 +334,14 @@ def test_a_host_without_our_users_answers_421(sandbox: Sandbox) -> None:
 NETNS_PROBE = """
 import socket, subprocess, sys
 address = sys.argv[1]
-listening = socket.create_server((address, 0), family=socket.AF_INET6 if ':' in address else socket.AF_INET)
+family = socket.AF_INET6 if ':' in address else socket.AF_INET
+listening = socket.create_server((address, 0), family=family)
 ours = socket.create_connection(listening.getsockname()[:2])
 theirs, _ = listening.accept()
 process = subprocess.Popen(sys.argv[2:], stdin=theirs, stdout=theirs)
 theirs.close()
-ours.sendall(b'EHLO x\\r\\nSEND FROM:<x>\\r\\nMAIL FROM:<x>\\r\\nRCPT TO:<alice@far.example>\\r\\nQUIT\\r\\n')
+lines = 'EHLO x', 'SEND FROM:<x>', 'MAIL FROM:<x>', 'RCPT TO:<alice@far.example>', 'QUIT'
+ours.sendall(''.join(line + '\\r\\n' for line in lines).encode())
 while more := ours.recv(65536):
     sys.stdout.buffer.write(more)
 """
