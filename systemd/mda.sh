@@ -1,0 +1,45 @@
+#!/bin/sh
+# Written by `mda install`, removed by `mda uninstall`: what stands between an MTA and a
+# Python that does not start.
+
+# An MTA bounces the mail when its delivery command ends with 1, 2, 126 or 127, which is how
+# an interpreter ends that a system upgrade has broken: whatever is unknown becomes 75, try
+# later. The answer counts, so wait for it when the MTA wants us to end.
+deliver() {
+    trap : HUP INT TERM
+    "$@"
+    status=$?
+    case $status in
+    0 | 65 | 67 | 75 | 77) exit $status ;;
+    esac
+    echo "4.3.0 mda has failed (exit status $status)" >&2
+    exit 75
+}
+
+# Under inetd standard error is the client's connection: nobody's diagnostics belong there.
+leave_client() {
+    end=$(readlink /proc/self/fd/2)
+    case $end in
+    socket:*) test "$end" != "$(readlink /proc/self/fd/0)" || exec 2>/dev/null ;;
+    esac
+}
+
+command=${1-}
+set -- @PROGRAM@ "$@"
+
+# All capabilities but two are given away before anything is read. Where setpriv cannot do
+# that there are none to give away: in a user's shell, in a unit's sandbox.
+case $command in
+receive | deliver | serve)
+    limit='setpriv --inh-caps=-all --bounding-set=-all,+setuid,+setgid'
+    if $limit true 2>/dev/null; then
+        set -- $limit "$@"
+    fi
+    ;;
+esac
+
+case $command in
+receive) leave_client ;;
+deliver) deliver "$@" ;;
+esac
+exec "$@"

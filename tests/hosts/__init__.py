@@ -1,0 +1,1 @@
+"""Tests on booted hosts, and what boots them."""

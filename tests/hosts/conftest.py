@@ -1,0 +1,39 @@
+"""The booted hosts of a test run: one Debian 12, one Debian 13, with mda as README says.
+
+`host` is a host on which the README's first command has been run and the checkout is
+gone. A host that cannot be built, booted or installed on fails the tests; none is
+skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from hosts.host import SUITES, InstalledHost, start
+
+Starting = dict[str, Future[InstalledHost]]
+
+
+@pytest.fixture(scope="session")
+def starting(request: pytest.FixtureRequest) -> Iterator[Starting]:
+    """The hosts that this run needs, getting up side by side."""
+    wanted = {
+        item.callspec.params.get("host")
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    }
+    with ThreadPoolExecutor() as pool:
+        futures = {name: pool.submit(start, name) for name in SUITES if name in wanted}
+        yield futures
+        for future in futures.values():
+            if not future.exception():
+                future.result().stop()
+
+
+@pytest.fixture(scope="session", params=list(SUITES))
+def host(request: pytest.FixtureRequest, starting: Starting) -> InstalledHost:
+    """A booted host with mda installed and no checkout."""
+    return starting[request.param].result()

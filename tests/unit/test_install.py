@@ -1,0 +1,491 @@
+"""What `mda install` writes, and what the files it writes say and do."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from mda import config
+from mda.cli import install
+from mda.receiver.listener import AddressError
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ["/opt/mda/bin/python", "-I", "-S", "-B", "/opt/mda/mda/__main__.py"]
+
+
+def shipped(name: str) -> str:
+    return install.package_data().joinpath(name).read_text()
+
+
+# -- every key is documented ----------------------------------------------------------
+
+KEYS = [(section, key) for section, keys in config.SECTIONS.items() for key in keys]
+
+
+def in_toml(section: str, key: str) -> str:
+    """A key's default as the configuration file writes it."""
+    value = config.SECTIONS[section][key]
+    if key == "mailbox_mode":
+        return f"0o{value:o}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f'"{item}"' for item in value) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+@pytest.mark.parametrize(("section", "key"), KEYS)
+def test_every_key_stands_commented_with_its_default_in_the_shipped_file(
+    section: str, key: str
+) -> None:
+    table = shipped("etc/mda.toml").split(f"[{section}]\n")[1].split("\n[")[0]
+
+    assert f"#{key} = {in_toml(section, key)}\n" in table + "\n"
+
+
+@pytest.mark.parametrize(("section", "key"), KEYS)
+def test_every_key_stands_with_its_default_in_the_manual(section: str, key: str) -> None:
+    page = shipped("man/mda.toml.5").replace("\\(dq", '"').replace("\\-", "-")
+    text = page.split(f".SH [{section}]\n")[1].split("\n.SH ")[0]
+
+    assert f".B {key} = {in_toml(section, key)}\n" in text
+
+
+def test_shipped_file_has_no_key_that_is_not_ours(tmp_path: Path) -> None:
+    lines = shipped("etc/mda.toml").split("\n")
+    live = "\n".join(line.removeprefix("#") for line in lines if not line.startswith("# "))
+    file = tmp_path / "mda.toml"
+    file.write_text(live)
+
+    config.load(str(file), str(tmp_path / "none"))
+
+    assert {(section, key) for section, keys in tomllib.loads(live).items() for key in keys} == set(
+        KEYS
+    )
+
+
+def test_manual_names_every_command() -> None:
+    page = shipped("man/mda.1")
+    from mda.cli import COMMANDS
+
+    for name in COMMANDS:
+        assert f".B mda {name}\n" in page
+        assert f".SS mda {name}\n" in page
+
+
+# -- the units ------------------------------------------------------------------------
+
+
+def read_unit(name: str) -> dict[str, dict[str, str]]:
+    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",))
+    parser.optionxform = str  # type: ignore[assignment]
+    parser.read_string(shipped(f"systemd/{name}"))
+    return {section: dict(parser[section]) for section in parser.sections()}
+
+
+@pytest.mark.parametrize("protocol", ["smtp", "lmtp"])
+def test_sockets_are_as_decision_9_says(protocol: str) -> None:
+    unit = read_unit(f"mda-{protocol}.socket")["Socket"]
+
+    expected = {
+        "ListenStream": f"/run/mda/{protocol}.sock",
+        "SocketMode": "0666",
+        "Accept": "yes",
+        "MaxConnections": "256",
+        "TriggerLimitIntervalSec": "0",
+        "RemoveOnStop": "yes",
+    }
+    assert expected.items() <= unit.items()
+
+
+MUST = {
+    "StandardInput": "socket",
+    "StandardOutput": "socket",
+    "StandardError": "journal",
+    "SyslogFacility": "mail",
+    "SyslogIdentifier": "mda",
+    "LogRateLimitIntervalSec": "0",
+    "OOMPolicy": "continue",
+    "CapabilityBoundingSet": "CAP_SETUID CAP_SETGID",
+    "ProtectSystem": "full",
+    "SystemCallFilter": "@system-service",
+}
+MUST_BE_ON = [
+    "LockPersonality",
+    "MemoryDenyWriteExecute",
+    "NoNewPrivileges",
+    "PrivateTmp",
+    "ProtectClock",
+    "ProtectControlGroups",
+    "ProtectHostname",
+    "ProtectKernelLogs",
+    "ProtectKernelModules",
+    "ProtectKernelTunables",
+    "RestrictNamespaces",
+    "RestrictRealtime",
+    "RestrictSUIDSGID",
+]
+MUST_NOT = {"PrivateDevices", "PrivateUsers", "ProtectHome", "ProtectProc", "DynamicUser"}
+
+
+@pytest.mark.parametrize("protocol", ["smtp", "lmtp"])
+def test_services_are_as_decision_9_says(protocol: str) -> None:
+    unit = read_unit(f"mda-{protocol}@.service")
+    service = unit["Service"]
+
+    assert unit["Unit"]["CollectMode"] == "inactive-or-failed"
+    assert MUST.items() <= service.items()
+    assert {key: service.get(key) for key in MUST_BE_ON} == dict.fromkeys(MUST_BE_ON, "yes")
+    assert not MUST_NOT & set(service)
+    assert int(service["TimeoutStopSec"]) > config.Delivery.lock_seconds
+    assert service["ExecStart"] == f"@PROGRAM@ receive --protocol {protocol}"
+
+
+def test_program_is_filled_in_everywhere_and_does_not_depend_on_the_environment() -> None:
+    files = {file.path: file for file in install.plan_files(PROGRAM, None)}
+
+    assert not [path for path, file in files.items() if b"@PROGRAM@" in file.content]
+    unit = files["/etc/systemd/system/mda-lmtp@.service"].content.decode()
+    assert f"ExecStart={' '.join(PROGRAM)} receive --protocol lmtp\n" in unit
+    assert files["/usr/local/bin/mda"].mode == 0o755
+    assert {file.mode for path, file in files.items() if path != "/usr/local/bin/mda"} == {0o644}
+
+
+# -- addresses ------------------------------------------------------------------------
+
+
+def test_addresses_go_to_the_socket_of_their_protocol() -> None:
+    addresses = ["127.0.0.1:25", "lmtp+[::1]:2424", "unix:/run/x.sock", "127.0.0.1:25"]
+
+    assert install.sort_addresses(addresses) == {
+        "smtp": ["127.0.0.1:25", "/run/x.sock"],
+        "lmtp": ["[::1]:2424"],
+    }
+
+
+def test_no_address_means_to_keep_what_is_there() -> None:
+    assert install.sort_addresses([]) is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "25",
+        "localhost:25",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:0",
+        "127.0.0.1:65536",
+        "127.0.0.1:-1",
+        "127.0.0.1:25\nExecStartPre=/bin/true",
+        "unix:relative",
+        "unix:/run/a b",
+        "unix:/run/../etc/x",
+        "unix:/run/%h",
+        "lmtp+127.0.0.1:25",
+        "lmtp+[::]:25",
+        "smtp+127.0.0.1:25",
+    ],
+)
+def test_bad_address_is_refused(address: str) -> None:
+    with pytest.raises(AddressError):
+        install.sort_addresses([address])
+
+
+def test_port_of_another_program_is_refused() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        place = f"127.0.0.1:{other.getsockname()[1]}"
+
+        with pytest.raises(AddressError, match="another program"):
+            install.refuse_used_addresses({"smtp": [place], "lmtp": []})
+
+    install.refuse_used_addresses({"smtp": [place], "lmtp": []})
+
+
+def test_drop_in_adds_addresses() -> None:
+    files = install.plan_files(PROGRAM, {"smtp": ["127.0.0.1:25", "[::1]:25"], "lmtp": []})
+    [drop_in] = [file for file in files if file.path.endswith("listen.conf")]
+
+    assert drop_in.path == "/etc/systemd/system/mda-smtp.socket.d/listen.conf"
+    parts = drop_in.content.decode().split("[Socket]\n")
+    assert parts[1] == "FreeBind=yes\nListenStream=127.0.0.1:25\nListenStream=[::1]:25\n"
+
+
+# -- writing and removing -------------------------------------------------------------
+
+
+def test_file_is_written_whole_with_its_permissions_whatever_the_umask(tmp_path: Path) -> None:
+    file = install.File(str(tmp_path / "x"), 0o644, b"new\n")
+    Path(file.path).write_bytes(b"old, and longer\n")
+    umask = os.umask(0o077)
+    try:
+        install.write_whole(file)
+    finally:
+        os.umask(umask)
+
+    assert Path(file.path).read_bytes() == b"new\n"
+    assert stat.S_IMODE(os.stat(file.path).st_mode) == 0o644
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_file_in_place_is_not_written_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [
+        install.File(str(tmp_path / "a"), 0o644, b"a"),
+        install.File(str(tmp_path / "b"), 0o755, b"b"),
+    ]
+
+    assert install.write_files(files) == [file.path for file in files]
+    assert install.write_files(files) == []
+    (tmp_path / "b").chmod(0o700)
+    assert install.write_files(files) == [str(tmp_path / "b")]
+    assert capsys.readouterr().out.count("wrote") == 3
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder"])
+def test_what_is_no_plain_file_is_not_overwritten(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "mda-smtp.socket"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/null" if kind == "link" else tmp_path / "nothing")
+
+    with pytest.raises(install.InstallError, match="in the way"):
+        install.refuse_foreign_files([install.File(str(path), 0o644, b"")])
+
+
+def test_command_of_another_program_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mda"
+    monkeypatch.setattr(install, "COMMAND", str(path))
+    path.write_bytes(b"#!/bin/sh\necho a mail delivery agent of another kind\n")
+    with pytest.raises(install.InstallError, match="another program"):
+        install.refuse_foreign_files([install.File(str(path), 0o755, b"")])
+
+    path.write_text(shipped("systemd/mda.sh"))
+    install.refuse_foreign_files([install.File(str(path), 0o755, b"")])
+
+
+def test_removing_takes_files_and_empty_folders_only(tmp_path: Path) -> None:
+    for name in ("ours/a", "shared/b"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "shared/somebody's").write_bytes(b"")
+    listed = ["shared/", "ours/", "ours/a", "shared/b", "gone"]
+
+    removed = install.remove_files(f"{tmp_path}/{name}" for name in listed)
+
+    assert [path.removeprefix(f"{tmp_path}/") for path in removed] == [
+        "shared/b",
+        "ours/a",
+        "ours/",
+    ]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["shared", "somebody's"]
+
+
+def test_only_root_installs() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os.seteuid(65_534)
+        try:
+            install.require_root()
+        except click.ClickException:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    install.require_root()
+
+
+def test_program_tree_written_under_umask_077_becomes_readable(tmp_path: Path) -> None:
+    secret_mode = {"d": 0o700, "f": 0o600, "x": 0o700}
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/f").write_bytes(b"")
+    (tmp_path / "d/x").write_bytes(b"")
+    (tmp_path / "d/link").symlink_to("/nowhere")
+    for name, mode in (("d/f", "f"), ("d/x", "x"), ("d", "d")):
+        (tmp_path / name).chmod(secret_mode[mode])
+
+    changed = [install.let_all_read(path) for path in install.walk_tree(str(tmp_path / "d"))]
+
+    assert changed == [True, True, True]
+    modes = {p.name: stat.S_IMODE(p.lstat().st_mode) for p in tmp_path.rglob("*")}
+    assert modes == {"d": 0o755, "f": 0o644, "x": 0o755, "link": 0o777}
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "complaint"),
+    [
+        (0o755, 0, ""),
+        (0o1777, 0, ""),
+        (0o777, 0, "not root's alone"),
+        (0o755, 1000, "not root's alone"),
+        (0o700, 0, "cannot get there"),
+    ],
+)
+def test_program_must_be_reached_by_all_and_changed_by_root_only(
+    mode: int, owner: int, complaint: str
+) -> None:
+    # Not in pytest's own folder, which is closed to others already.
+    folder = Path(f"/var/tmp/mda-test-{os.getpid()}")
+    tree = folder / "venv"
+    tree.mkdir(parents=True)
+    try:
+        os.chown(folder, owner, 0)
+        folder.chmod(mode)
+        if complaint:
+            with pytest.raises(install.InstallError, match=complaint):
+                install.check_way_to(str(tree))
+        else:
+            install.check_way_to(str(tree))
+    finally:
+        tree.rmdir()
+        folder.rmdir()
+
+
+# -- the command on the PATH ----------------------------------------------------------
+
+
+def write_command(folder: Path, program: str) -> str:
+    """The shell script of /usr/local/bin/mda, with `program` for Python."""
+    script = folder / "program"
+    script.write_text(f"#!/bin/sh\n{program}\n")
+    script.chmod(0o755)
+    command = folder / "mda"
+    command.write_text(shipped("systemd/mda.sh").replace("@PROGRAM@", str(script)))
+    command.chmod(0o755)
+    return str(command)
+
+
+def run_command(folder: Path, program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = write_command(folder, program)
+    return subprocess.run([command, *words], capture_output=True, text=True, check=False, input="x")
+
+
+@pytest.mark.parametrize("status", [0, 65, 67, 75, 77])
+def test_known_exit_status_of_deliver_is_passed_on(tmp_path: Path, status: int) -> None:
+    done = run_command(tmp_path, f"cat; echo $*; exit {status}", "deliver", "-d", "a b")
+
+    assert (done.returncode, done.stdout, done.stderr) == (status, "xdeliver -d a b\n", "")
+
+
+@pytest.mark.parametrize("status", [1, 2, 64, 69, 70, 73, 74, 76, 78, 126, 127, 255])
+def test_unknown_exit_status_of_deliver_becomes_75(tmp_path: Path, status: int) -> None:
+    done = run_command(tmp_path, f"exit {status}", "deliver")
+
+    assert done.returncode == 75
+    assert done.stderr == f"4.3.0 mda has failed (exit status {status})\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_deliver_killed_by_a_signal_becomes_75(tmp_path: Path, number: int) -> None:
+    done = run_command(tmp_path, f"kill -{number:d} $$", "deliver")
+
+    assert done.returncode == 75
+    assert "4.3.0 mda has failed" in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["missing", "not executable", "broken interpreter"])
+def test_deliver_becomes_75_where_python_is_broken(tmp_path: Path, fault: str) -> None:
+    command = write_command(tmp_path, "true")
+    program = tmp_path / "program"
+    if fault == "missing":
+        program.unlink()
+    elif fault == "not executable":
+        program.write_bytes(b"\x7fELF nonsense")
+        program.chmod(0o644)
+    else:
+        program.write_text("#!/nonexistent/python3\n")
+
+    done = subprocess.run([command, "deliver"], capture_output=True, check=False)
+
+    assert done.returncode == 75
+    assert b"4.3.0 mda has failed" in done.stderr
+
+
+def test_deliver_answers_though_it_is_told_to_end(tmp_path: Path) -> None:
+    ready, done = tmp_path / "ready", tmp_path / "done"
+    program = f"trap '' TERM; : >{ready}; while [ ! -e {done} ]; do sleep 0.05; done; exit 67"
+    with subprocess.Popen([write_command(tmp_path, program), "deliver"]) as process:
+        while not ready.exists():
+            time.sleep(0.01)
+        process.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        done.touch()
+        assert process.wait(10) == 67
+
+
+@pytest.mark.parametrize("word", ["receive", "deliver", "serve"])
+def test_root_gives_all_capabilities_but_two_away(tmp_path: Path, word: str) -> None:
+    done = run_command(tmp_path, "grep Cap /proc/self/status", word)
+
+    caps = {line.split(":")[0]: int(line.split()[1], 16) for line in done.stdout.splitlines()}
+    setgid_and_setuid = 1 << 6 | 1 << 7
+    assert caps["CapBnd"] == caps["CapPrm"] == caps["CapEff"] == setgid_and_setuid
+    assert caps["CapInh"] == caps["CapAmb"] == 0
+
+
+def test_user_who_can_give_nothing_away_gets_the_program_all_the_same(tmp_path: Path) -> None:
+    command = write_command(tmp_path, "id -u; exit 65")
+    folder = tmp_path
+    while folder != Path("/"):
+        if folder.owner() == "root" and folder.stat().st_mode & 0o077 == 0:
+            folder.chmod(0o711)
+        folder = folder.parent
+
+    done = subprocess.run([command, "deliver"], capture_output=True, check=False, user=65_534)
+
+    assert (done.returncode, done.stdout) == (65, b"65534\n")
+    assert done.stderr == b""
+
+
+def test_other_commands_are_simply_run(tmp_path: Path) -> None:
+    done = run_command(tmp_path, 'echo "$1,$2"; echo diagnostics >&2; exit 3', "who", "a b")
+
+    assert (done.returncode, done.stdout, done.stderr) == (3, "who,a b\n", "diagnostics\n")
+
+
+def receive(command: str, client: socket.socket, errors: socket.socket) -> None:
+    """Run `mda receive` as inetd does, but for where its standard error goes."""
+    ends = [client.fileno(), client.fileno(), errors.fileno()]
+    subprocess.call([command, "receive"], stdin=ends[0], stdout=ends[1], stderr=ends[2])
+
+
+def test_nothing_is_said_to_the_client_of_inetd_where_python_is_broken(tmp_path: Path) -> None:
+    command = write_command(tmp_path, "echo traceback >&2; exit 1")
+    for program in ("present", "missing"):
+        if program == "missing":
+            (tmp_path / "program").unlink()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            receive(command, theirs, theirs)
+            theirs.shutdown(socket.SHUT_RDWR)
+            assert ours.recv(1000) == b""
+
+
+def test_diagnostics_of_receive_are_kept_where_they_do_not_reach_the_client(tmp_path: Path) -> None:
+    command = write_command(tmp_path, "echo traceback >&2; exit 1")
+    ours, theirs = socket.socketpair()
+    journal, journals_end = socket.socketpair()
+    with ours, theirs, journal, journals_end:
+        receive(command, theirs, journals_end)
+        assert journal.recv(1000) == b"traceback\n"
+
+
+def test_command_is_recognised_as_ours() -> None:
+    assert install.COMMAND_MARK in shipped("systemd/mda.sh").encode()
