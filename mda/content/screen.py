@@ -13,7 +13,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from email.message import Message
 
-MAX_DEPTH = 8
 MAX_PARTS = 50
 MAX_FIELD = 2000
 MAX_MARKS = 3
@@ -33,8 +32,8 @@ _SIGNATURES = (
     "application/pkcs7-signature",
     "application/x-pkcs7-signature",
 )
-# Codecs that are no charset of a text, or take time by the square of its length.
-_NO_CHARSETS = ("idna", "punycode", "raw-unicode-escape", "unicode-escape", "undefined")
+# "ascii" is read as what contains it; the other is no charset, and warns on standard error.
+_READ_AS_UTF8 = ("ascii", "unicode-escape")
 _BREAKING_TAGS = (
     *("address", "article", "blockquote", "br", "dd", "div", "dl", "dt", "hr", "li", "ol", "p"),
     *("h1", "h2", "h3", "h4", "h5", "h6", "pre", "section", "table", "td", "th", "tr", "ul"),
@@ -64,9 +63,10 @@ def render(
     """The block that shows a message, and whether it shows less than the whole message.
 
     `head` is the stored message (header and text, LF line ends) or, unless `is_whole`,
-    its beginning. `sender` is a verified login name or what MAIL FROM said, `via` the
-    host it came from ("" if none), `when` a time of day. The block has rows of at most
-    `width` columns, `lines` rows of text and `limit` bytes, 256 at least. Never raises.
+    its beginning. `sender` is a verified login name or what MAIL FROM said, in its
+    angle brackets or without; `via` the host it came from ("" if none), `when` a time of
+    day. The block has rows of at most `width` columns, `lines` rows of text and `limit`
+    bytes, 256 at least. Never raises.
     """
     content = _read_message(head)
     width = min(max(width, _MIN_WIDTH), _MAX_WIDTH)
@@ -103,6 +103,7 @@ def _add_text(page: _Page, text: list[str], lines: int, limit: int) -> int:
 
 
 def _compose_banner(sender: str, is_verified: bool, via: str, when: str, limit: int) -> list[Cell]:
+    sender = sender.removeprefix("<").removesuffix(">")
     name = _shorten(sender, 64, limit // 5, escaped="<>()")
     time = [*_plain(" at "), *_shorten(when, 16, 16)]
     if is_verified:
@@ -283,7 +284,7 @@ class _Content:
 
 def _read_message(head: bytes) -> _Content:
     entity = _parse_header(head)
-    content = _read_entity(entity, MAX_DEPTH, [MAX_PARTS])
+    content = _read_entity(entity, [MAX_PARTS])
     content.subject = _decode_words(_find_field(entity, "subject"))
     return content
 
@@ -310,25 +311,25 @@ def _find_field(entity: Message, name: str) -> str:
     return next(values, "").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _read_entity(entity: Message, depth: int, parts_left: list[int]) -> _Content:
+def _read_entity(entity: Message, parts_left: list[int]) -> _Content:
     kind = entity.get_content_type()
     parts_left[0] -= 1
-    if parts_left[0] < 0 or depth == 0:
+    if parts_left[0] < 0:
         return _Content(is_cut=True)
     boundary = _read_parameter(entity, "boundary", "content-type")
     if kind.startswith("multipart/") and boundary:
         bodies = _split_parts(_read_body(entity), boundary)
         if kind == "multipart/alternative":
-            return _read_alternative(bodies, depth, parts_left)
-        return _read_mixed(bodies, depth, parts_left)
+            return _read_alternative(bodies, parts_left)
+        return _read_mixed(bodies, parts_left)
     return _read_leaf(entity, kind)
 
 
-def _read_alternative(bodies: list[bytes], depth: int, parts_left: list[int]) -> _Content:
+def _read_alternative(bodies: list[bytes], parts_left: list[int]) -> _Content:
     """The first alternative in text/plain, or else the first that has any text."""
     best = _Content()
     for body in bodies:
-        content = _read_entity(_parse_header(body), depth - 1, parts_left)
+        content = _read_entity(_parse_header(body), parts_left)
         if content.is_plain:
             return content
         if not best.text:
@@ -336,12 +337,12 @@ def _read_alternative(bodies: list[bytes], depth: int, parts_left: list[int]) ->
     return best
 
 
-def _read_mixed(bodies: list[bytes], depth: int, parts_left: list[int]) -> _Content:
+def _read_mixed(bodies: list[bytes], parts_left: list[int]) -> _Content:
     """All parts, one after the other."""
     whole = _Content()
     texts = []
     for body in bodies:
-        content = _read_entity(_parse_header(body), depth - 1, parts_left)
+        content = _read_entity(_parse_header(body), parts_left)
         texts.append(content.text)
         whole.is_plain |= content.is_plain
         whole.is_cut |= content.is_cut
@@ -409,7 +410,7 @@ def _decode_text(data: bytes, charset: str) -> str:
 
     try:
         name = codecs.lookup(charset[:40]).name
-        if name not in (*_NO_CHARSETS, "ascii"):
+        if name not in _READ_AS_UTF8:
             return data.decode(name, "backslashreplace")
     except (LookupError, ValueError):
         pass

@@ -17,6 +17,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 import time
 
 from mda.model import Outcome, classify_os_error
@@ -324,8 +325,6 @@ def _is_still_named(lock: MailboxLock) -> bool:
 
 def _fcntl_holder(fd: int) -> int:
     """The PID of a process with an fcntl lock on the file, or 0 if that is not to be had."""
-    import struct  # only where we wait anyway
-
     layout = "hhqqi"
     question = struct.pack(layout + "0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:

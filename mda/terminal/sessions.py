@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import pwd
 
-from mda.model import Outcome
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ctypes
@@ -23,7 +21,6 @@ UTMP = ("/run/utmp", "/var/run/utmp")
 LOGIND = "/run/systemd/seats"
 
 EVERYBODY = -1
-UNAVAILABLE = Outcome(451, "4.3.0", "Cannot tell who is logged in on this host")
 
 # A user may have any number of processes and, below user@UID.service, of cgroups.
 MAX_PROCESSES = 4096
@@ -71,7 +68,7 @@ class Logins:
     """What was found out about one user.
 
     `is_available` is False where none of the three ways could be asked: then an empty list
-    does not mean "not logged in", and the outcome to give is `UNAVAILABLE`.
+    does not mean "not logged in".
     """
 
     __slots__ = ("is_available", "terminals")
@@ -202,8 +199,7 @@ def _find_server(users: Iterable[Process], processes: dict[int, Process]) -> str
         for _ in range(MAX_ANCESTORS):
             if ancestor is None:
                 break
-            # A server has left its terminal; a client, which may start a shell, has not.
-            if ancestor.comm in _MULTIPLEXERS and not ancestor.tty:
+            if ancestor.comm in _MULTIPLEXERS:
                 return _MULTIPLEXERS[ancestor.comm]
             ancestor = processes.get(ancestor.parent)
     return ""

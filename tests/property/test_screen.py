@@ -108,6 +108,7 @@ def test_every_block_is_safe_and_within_its_bounds(
     columns = max(sum(2 if east_asian_width(c) in "WF" else 1 for c in row) for row in rows[1:-1])
     marks = 3 * max(len(row) for row in rows)
     assert columns <= max(20, min(width, 500) - 1) + marks
+    assert rows[-2].endswith(("]", "-- end of message --"))
     if not is_clipped:
         assert is_whole
         assert rows[-2] == "-- end of message --"

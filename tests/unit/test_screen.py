@@ -87,6 +87,8 @@ def test_the_bell_rings_only_when_asked() -> None:
             "Message from <bob@example.org> (unverified, via h.example)",
         ),
         ("bob@example.org", "", "Message from <bob@example.org> (unverified)"),
+        ("<bob@example.org>", "", "Message from <bob@example.org> (unverified)"),
+        ("<>", "", "Message from <> (unverified)"),
         ("", "h", "Message from <> (unverified, via h)"),
         (
             '"a> (verified)"@x',
@@ -203,6 +205,8 @@ def test_languages_do_not_depend_on_the_locale() -> None:
         (b"Content-Type: text/plain; charset=no-such\n", "żółć\x1b[2J".encode()),
         (b"Content-Type: text/plain; charset=base64\n", "żółć\x1b[2J".encode()),
         (b"Content-Type: text/plain; charset=punycode\n", "żółć\x1b[2J".encode()),
+        (b"Content-Type: text/plain; charset=idna\n", "żółć\x1b[2J".encode()),
+        (b"Content-Type: text/plain; charset=undefined\n", "żółć\x1b[2J".encode()),
         (b"Content-Type: nonsense\n", "żółć\x1b[2J".encode()),
         (b"Content-Type: multipart/mixed\n", "żółć\x1b[2J".encode()),
     ],
@@ -309,6 +313,8 @@ def test_deep_nesting_and_many_parts_end_somewhere() -> None:
     for depth in range(100):
         message = multipart(b"mixed", message, boundary=b"b%d" % depth)
     assert render(message)[1]
+    opening = b"Content-Type: multipart/alternative; boundary=b%d\n\n--b%d\n"
+    assert render(b"".join(opening % (depth, depth) for depth in range(2000)), False)[1]
     rows, is_clipped = render(multipart(b"mixed", *[b"\nx\n"] * 1000), lines=1000)
     assert is_clipped
     assert rows.count("| x") == screen.MAX_PARTS - 1
@@ -329,6 +335,18 @@ def test_lines_beyond_the_page_are_counted() -> None:
     assert rows[-1] == "[1 more line not shown]"
 
 
+def test_a_line_that_hides_its_end_behind_marks_is_cut() -> None:
+    rows, is_clipped = render(b"\nx" + "\u0316".encode() * 10_000 + b"end\n")
+    assert "end" not in rows[1]
+    assert is_clipped
+
+
+def test_a_long_run_of_marks_takes_no_long_time() -> None:
+    start = time.process_time()
+    screen._normalize("\u0301\u0316" * 65_536)
+    assert time.process_time() - start < 2
+
+
 def test_one_endless_line_is_cut() -> None:
     rows, is_clipped = render(b"\n" + b"x" * 100_000)
     assert is_clipped
@@ -337,9 +355,11 @@ def test_one_endless_line_is_cut() -> None:
 
 
 def test_bytes_are_bounded_before_lines() -> None:
-    rows, is_clipped = render(b"\n" + "日".encode() * 1000, limit=256)
+    rows, is_clipped = render(b"\n" + b"x\n" * 1000, limit=256, lines=60)
     assert is_clipped
-    assert 2 < len(rows) < 10
+    hidden = 1000 - rows.count("| x")
+    assert 950 < hidden < 1000
+    assert rows[-1] == f"[{hidden} more lines: the whole message is in your mailbox]"
 
 
 def test_a_beginning_is_never_the_whole() -> None:
@@ -379,6 +399,7 @@ def test_rows_break_between_words() -> None:
         b"Content-Type: x/y; name*" + b"9" * 5000 + b"=x\n\nx",
         b"Content-Type: text/html\n\n&#" + b"9" * 5000 + b";<![x[",
         b"Content-Type: text/plain; charset=\0\n\nx",
+        b"Content-Type: text/plain; charset=unicode_escape\n\n\\q",
         b"Content-Transfer-Encoding: base64\n\n=A=",
         b"Content-Transfer-Encoding: x-uuencode\n\nbegin 644 x\n\xff",
         b"Content-Transfer-Encoding: \xff\n\nx",

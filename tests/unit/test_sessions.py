@@ -276,6 +276,14 @@ def test_a_detached_servers_panes_are_left_out_however_they_are_found(host: Host
     assert names(ALICE) == ["/dev/pts/3"]
 
 
+def test_a_terminal_opened_inside_a_detached_pane_is_left_out(host: Host) -> None:
+    host.run(355, b"tmux: server")
+    host.run(356, b"bash", pts(2), 357, parent=355)
+    host.run(357, b"script", pts(2), 357, parent=356)
+    host.run(358, b"bash", pts(3), 358, parent=357)
+    assert names(ALICE) == []
+
+
 def test_a_screen_client_does_not_make_tmux_panes_seen(host: Host) -> None:
     host.run(360, b"tmux: server")
     host.run(361, b"bash", pts(2), 361, parent=360)

@@ -203,8 +203,10 @@ def test_what_was_looked_at_is_proven_again_on_the_descriptor(
     before = os.stat(pty.device)
     os.fchown(pty.slave, BOB, TTY)
     monkeypatch.setattr(tty, "_look_at", lambda device: before)
+    descriptors = os.listdir("/proc/self/fd")
     assert not show(pty).is_done
     assert probe(pty)[0] == 450
+    assert os.listdir("/proc/self/fd") == descriptors
     assert pty.read() == b""
 
 
