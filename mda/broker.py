@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
     from mda.config import Config
     from mda.model import Account, Peer
+    from mda.terminal.sessions import Terminal
 
     Session = Callable[[wire.Broker], int]
 
 SESSION_USER = "mda-net"
 SPOOL_USER = "mda"
 TEMPORARY_FAILURE = 75
+_CANNOT_TELL = Outcome(451, "4.3.0", "Cannot tell who is logged in on this host")
+_MOST_ACCOUNTS = 1000
+_MOST_ROWS = 400
 
 
 class SetupError(Exception):
@@ -246,38 +250,46 @@ class Answers:
         raise wire.WireError("unknown request")
 
     def _find(self, name: bytes) -> tuple[Outcome, Account | None]:
-        if name not in self._accounts:
-            recipients = self._config.recipients
-            self._accounts[name] = self._resolve(
-                name,
-                mailbox=self._config.delivery.mailbox,
-                uid_range=(recipients.uid_min, recipients.uid_max),
-                postmaster=recipients.postmaster,
-                only_uid=self._identities.only_uid,
-            )
-        return self._accounts[name]
+        if name in self._accounts:
+            return self._accounts[name]
+        recipients = self._config.recipients
+        found = self._resolve(
+            name,
+            mailbox=self._config.delivery.mailbox,
+            uid_range=(recipients.uid_min, recipients.uid_max),
+            postmaster=recipients.postmaster,
+            only_uid=self._identities.only_uid,
+        )
+        # A client that guesses names must not fill our memory, nor a failure of the
+        # account database outlast itself.
+        if found[0].is_done and len(self._accounts) < _MOST_ACCOUNTS:
+            self._accounts[name] = found
+        return found
 
     def _probe(self, local_part: bytes) -> tuple[Outcome, int]:
         outcome, account = self._find(local_part)
         if account is None:
             return outcome, 0
-        if not self._peer.may_use_terminals:
-            return Outcome(550, "5.7.1", "Terminals are not for this peer"), 0
-        logins = self._sessions.find_terminals(account.uid)
-        if not logins.is_available:
-            return Outcome(451, "4.3.0", "Who is logged in cannot be told here"), 0
+        terminals = self._find_terminals(account)
+        if isinstance(terminals, Outcome):
+            return terminals, 0
         with self._as_terminal_writer():
-            return self._tty.probe(logins.terminals, account.uid, self._identities.terminal_gid)
+            return self._tty.probe(terminals, account.uid, self._identities.terminal_gid)
 
     def _show(self, account: Account, block: bytes) -> Outcome:
+        terminals = self._find_terminals(account)
+        if isinstance(terminals, Outcome):
+            return terminals
+        gid = self._identities.terminal_gid
+        with self._as_terminal_writer():
+            return self._tty.show(terminals, account.uid, gid, block)
+
+    def _find_terminals(self, account: Account) -> list[Terminal] | Outcome:
+        """Candidates for this peer's message, or why there can be none (decision 8)."""
         if not self._peer.may_use_terminals:
             return Outcome(550, "5.7.1", "Terminals are not for this peer")
         logins = self._sessions.find_terminals(account.uid)
-        if not logins.is_available:
-            return Outcome(451, "4.3.0", "Who is logged in cannot be told here")
-        gid = self._identities.terminal_gid
-        with self._as_terminal_writer():
-            return self._tty.show(logins.terminals, account.uid, gid, block)
+        return logins.terminals if logins.is_available else _CANNOT_TELL
 
     def _open_spool(self) -> tuple[Outcome, int]:
         """An unnamed file on disk, which only the spool's own user could have made."""
@@ -350,7 +362,7 @@ class Answers:
     def _list_logins(self) -> tuple[Outcome, list[bytes]]:
         found, is_available = self._sessions.list_logins()
         if not is_available:
-            return Outcome(451, "4.3.0", "Who is logged in cannot be told here"), []
+            return _CANNOT_TELL, []
         rows = []
         with self._as_terminal_writer():
             for uid, terminal in found:
@@ -362,7 +374,7 @@ class Answers:
             for uid, device, idle, takes in rows
             if (user := _name_of(uid))
         ]
-        return Outcome(250, "2.0.0", f"{len(lines[:400])} terminals"), lines[:400]
+        return Outcome(250, "2.0.0", f"{len(lines[:_MOST_ROWS])} terminals"), lines[:_MOST_ROWS]
 
 
 def _name_of(uid: int) -> str:

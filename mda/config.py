@@ -310,27 +310,28 @@ def local_domains(config: Config) -> frozenset[str]:
     if config.receiver.local_domains:
         return frozenset(domain.lower() for domain in config.receiver.local_domains)
     node = os.uname().nodename
-    names = {node, _full_name(node), "localhost", _first_line("/etc/mailname")}
+    names = {
+        node,
+        _full_name(node),
+        "localhost",
+        _read_start("/etc/mailname").split("\n")[0].strip(),
+    }
     return frozenset(name.lower() for name in names if name)
 
 
 def _full_name(node: str) -> str:
     """The name with a dot that /etc/hosts gives beside `node`, else `node` itself."""
-    try:
-        with open("/etc/hosts", encoding="utf-8", errors="replace") as file:
-            lines = file.read(65_536).split("\n")
-    except OSError:
-        return node
-    for line in lines:
+    for line in _read_start("/etc/hosts").split("\n"):
         names = line.split("#")[0].split()[1:]
         if node in names:
             return next((name for name in names if name.startswith(node + ".")), node)
     return node
 
 
-def _first_line(path: str) -> str:
+def _read_start(path: str) -> str:
+    """The beginning of a file, "" if it cannot be read; decoded without loading a codec."""
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.readline(256).strip()
+        with open(path, "rb") as file:
+            return file.read(65_536).decode("ascii", "replace")
     except OSError:
         return ""

@@ -71,13 +71,14 @@ def open_log(*, may_use_stderr: bool) -> None:
     """Choose where lines go, once, before the processes split.
 
     `may_use_stderr` is False where somebody else reads standard error: the client whose
-    socket it is under inetd, the MTA that runs `mda deliver`.
+    socket it is under inetd, the MTA that runs `mda deliver`. Where it leads nowhere, as
+    the wrapper sees to under inetd, syslog is the place too.
     """
     global _write
     syslog.openlog("mda", syslog.LOG_PID, syslog.LOG_MAIL)
     if os.environ.get("JOURNAL_STREAM") and _is_journal(2):
         _write = _write_to_stderr(prefix=True)
-    elif may_use_stderr:
+    elif may_use_stderr and not _is_null(2):
         _write = _write_to_stderr(prefix=False)
     else:
         _write = _write_to_syslog
@@ -89,6 +90,13 @@ def _is_journal(fd: int) -> bool:
     except OSError:
         return False
     return os.environ["JOURNAL_STREAM"] == f"{status.st_dev}:{status.st_ino}"
+
+
+def _is_null(fd: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(os.devnull))
+    except OSError:
+        return True
 
 
 def is_clients_stderr() -> bool:

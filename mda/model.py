@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 VERBS: dict[bytes, Verb] = {b"MAIL": "MAIL", b"SEND": "SEND", b"SOML": "SOML", b"SAML": "SAML"}
 TERMINAL_VERBS: tuple[Verb, ...] = ("SEND", "SOML", "SAML")
 
+# Printable to Unicode, and yet nothing to see on a terminal.
+BLANK_FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
+
 
 class Outcome:
     """What became of one step for one recipient, as a value.

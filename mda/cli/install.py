@@ -35,6 +35,7 @@ MANIFEST = "/var/lib/mda/installed"
 SOCKETS = {"smtp": "mda-smtp.socket", "lmtp": "mda-lmtp.socket"}
 SYSTEM_USERS = ("mda", "mda-net")
 BOOTED_BY_SYSTEMD = "/run/systemd/system"
+POLL_LIMIT_SINCE = 255  # older versions have no such limit, and complain about the key
 POSTFIX_QUEUE = "/var/spool/postfix"
 
 # What goes where: the file in the package, the file on the host, its permissions.
@@ -146,10 +147,9 @@ def plan_files(program: list[str], listening: dict[str, list[str]] | None) -> li
 
     With None for it the addresses that were asked for earlier stay.
     """
-    data = package_data()
-    start = " ".join(program).encode()
+    version = systemd_version()
     files = [
-        File(path, mode, data.joinpath(name).read_bytes().replace(b"@PROGRAM@", start))
+        File(path, mode, fill_in(package_data().joinpath(name).read_bytes(), program, version))
         for name, path, mode in FILES
     ]
     for protocol, unit in SOCKETS.items():
@@ -162,6 +162,22 @@ def plan_files(program: list[str], listening: dict[str, list[str]] | None) -> li
         path = f"{UNIT_DIRECTORY}/{SOCKETS['lmtp']}.d/postfix.conf"
         files.append(File(path, 0o644, format_addresses([f"{POSTFIX_QUEUE}/private/mda-lmtp"])))
     return files
+
+
+def fill_in(content: bytes, program: list[str], version: int) -> bytes:
+    """The shipped file for this host: its program, and only what its systemd knows."""
+    lines = content.replace(b"@PROGRAM@", " ".join(program).encode()).splitlines(keepends=True)
+    if version < POLL_LIMIT_SINCE:
+        lines = [line for line in lines if not line.startswith(b"PollLimitIntervalSec=")]
+    return b"".join(lines)
+
+
+def systemd_version() -> int:
+    """The major version, 0 without systemd."""
+    if not shutil.which("systemctl"):
+        return 0
+    words = run("systemctl", "--version").split()
+    return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
 
 
 def format_addresses(addresses: list[str]) -> bytes:

@@ -7,6 +7,7 @@ block goes through `_make_cells`, the subject and the sender like the text.
 
 from __future__ import annotations
 
+from mda.model import BLANK_FILLERS
 from mda.wire import MAX_BLOCK
 
 TYPE_CHECKING = False
@@ -25,8 +26,6 @@ _END = "-- end of message --"
 _SUBJECT_COLUMNS = 200
 # The normal form of a long run of combining marks takes time by its square.
 _NORMALIZED_AT_ONCE = 256
-# Printable to Unicode and yet nothing to see.
-_BLANK_FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
 _SIGNATURES = (
     "application/pgp-signature",
     "application/pkcs7-signature",
@@ -224,7 +223,7 @@ def _make_cells(line: str) -> list[Cell]:
             cells += [(" ", 1)] * (_TAB - 1 - column % _TAB)
             column += _TAB - 1 - column % _TAB
             cell = (" ", 1)
-        elif cells and category(character) in ("Mn", "Me") and character not in _BLANK_FILLERS:
+        elif cells and category(character) in ("Mn", "Me") and character not in BLANK_FILLERS:
             marks += 1
             if marks <= MAX_MARKS:
                 cells[-1] = (cells[-1][0] + character, cells[-1][1])
@@ -258,7 +257,7 @@ def _show(character: str) -> Cell:
         text = f"^{chr(number ^ 0x40)}"
     elif number < 0xA0:
         text = f"\\x{number:02x}"
-    elif kind in ("Mn", "Me") or character in _BLANK_FILLERS or not character.isprintable():
+    elif kind in ("Mn", "Me") or character in BLANK_FILLERS or not character.isprintable():
         text = f"<U+{number:04X}>"
     else:
         return character, 2 if east_asian_width(character) in "WF" else 1

@@ -14,7 +14,7 @@ import select
 import stat
 import time
 
-from mda.model import Outcome
+from mda.model import BLANK_FILLERS, Outcome
 from mda.wire import MAX_BLOCK
 
 TYPE_CHECKING = False
@@ -29,7 +29,6 @@ _CONSOLE_MAJOR = 4
 _DEFAULT_WIDTH = 80
 _WIDTHS = (20, 500)
 _KDGETMODE = 0x4B3B
-_BLANK_FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
 
 _NOT_LOGGED_IN = "User is not logged in"
 _NOT_ACCEPTING = "User is not accepting messages"
@@ -100,25 +99,30 @@ def is_safe_block(block: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     rest = text.replace("\r\n", "").replace("\a", "", 1)
-    return rest.isprintable() and not any(filler in rest for filler in _BLANK_FILLERS)
+    return rest.isprintable() and not any(filler in rest for filler in BLANK_FILLERS)
 
 
 def _choose(terminals: list[Terminal], uid: int, tty_gid: int) -> tuple[list[str], str]:
     """The devices to try, the one last typed at first; and why, if there is none.
 
-    An outer terminal (of tmux or screen) is tried only if no other one qualifies, not
-    when another is stuck: nobody sees the text there, and it would count as delivered.
+    An outer terminal (of tmux or screen) is tried only if the user has no other, neither
+    one that is stuck nor one with messages off: nobody sees the text there, and it would
+    count as delivered.
     """
     reason = _NOT_LOGGED_IN
-    ranked: dict[bool, list[tuple[int, str]]] = {False: [], True: []}
+    own = []
     for terminal in terminals:
         status = _look_at(terminal.device)
-        if status is None or not _belongs_to(status, uid):
-            continue
-        reason = _NOT_ACCEPTING
-        if _takes_messages(status, tty_gid):
-            ranked[terminal.is_outer].append((-status.st_atime_ns, terminal.device))
-    return [device for _, device in sorted(ranked[False] or ranked[True])], reason
+        if status is not None and _belongs_to(status, uid):
+            reason = _NOT_ACCEPTING
+            own.append((terminal, status))
+    inner = [each for each in own if not each[0].is_outer]
+    accepting = [
+        (-status.st_atime_ns, terminal.device)
+        for terminal, status in inner or own
+        if _takes_messages(status, tty_gid)
+    ]
+    return [device for _, device in sorted(accepting)], reason
 
 
 def _look_at(device: str) -> os.stat_result | None:

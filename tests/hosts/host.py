@@ -165,7 +165,7 @@ class Host:
         self.name = name
         self.umask = umask
         self.root = MACHINES / f"mda-hosts-live-{name}-{os.getpid()}"
-        self.ssh_port = _free_port()
+        self.ssh_port = free_port()
         self.leader = 0
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._installer = Installer()
@@ -478,7 +478,8 @@ def _unnamed_file() -> int:
     return os.memfd_create("screen")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody has: the hosts share the network of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -103,9 +103,11 @@ def test_sockets_are_as_decision_9_says(protocol: str) -> None:
         "Accept": "yes",
         "MaxConnections": "256",
         "TriggerLimitIntervalSec": "0",
+        "PollLimitIntervalSec": "0",
         "RemoveOnStop": "yes",
     }
     assert expected.items() <= unit.items()
+    assert "MaxConnectionsPerSource" not in unit
 
 
 MUST = {
@@ -159,6 +161,14 @@ def test_program_is_filled_in_everywhere_and_does_not_depend_on_the_environment(
     assert f"ExecStart={' '.join(PROGRAM)} receive --protocol lmtp\n" in unit
     assert files["/usr/local/bin/mda"].mode == 0o755
     assert {file.mode for path, file in files.items() if path != "/usr/local/bin/mda"} == {0o644}
+
+
+@pytest.mark.parametrize(("version", "count"), [(0, 0), (252, 0), (254, 0), (255, 1), (257, 1)])
+def test_units_have_no_key_that_the_hosts_systemd_does_not_know(version: int, count: int) -> None:
+    unit = install.fill_in(shipped("systemd/mda-smtp.socket").encode(), PROGRAM, version)
+
+    assert unit.count(b"\nPollLimitIntervalSec=0\n") == count
+    assert b"\nTriggerLimitIntervalSec=0\n" in unit
 
 
 # -- addresses ------------------------------------------------------------------------

@@ -218,7 +218,7 @@ def test_the_terminal_last_typed_at_is_chosen_among_those_that_accept(ptys: Ptys
     assert [bool(pty.read()) for pty in five] == [False, True, False, False, False]
 
 
-def test_an_outer_terminal_is_used_only_when_no_pane_qualifies(ptys: Ptys) -> None:
+def test_an_outer_terminal_is_used_only_by_who_has_no_other(ptys: Ptys) -> None:
     outer, pane = ptys(), ptys()
     outer.terminal.is_outer = True
     outer.typed_at(2_000_000_000)
@@ -229,7 +229,10 @@ def test_an_outer_terminal_is_used_only_when_no_pane_qualifies(ptys: Ptys) -> No
     os.write(pane.master, b"\x13")
     assert show(outer, pane).text == "User's terminal is stuck or gone"
     os.fchmod(pane.slave, 0o600)
-    assert show(outer, pane) == SENT
+    assert show(outer, pane).text == "User is not accepting messages"
+    assert probe(outer, pane)[0] == 450
+    assert not outer.read()
+    assert show(outer) == SENT
     assert outer.read()
 
 
