@@ -248,7 +248,7 @@ def test_a_nursery_that_is_killed_is_replaced(sandbox: Sandbox) -> None:
     with served(sandbox):
         nursery = nursery_of(sandbox)
         os.kill(nursery, signal.SIGKILL)
-        while os.path.exists(f"/proc/{nursery}/exe"):
+        while os.path.exists(f"/proc/{nursery}"):
             time.sleep(0.01)
         for _ in range(2):
             said = dialogue(connect(sandbox, "/run/mda/smtp.sock", "bob"), b"QUIT\r\n")
