@@ -12,9 +12,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from support.sandbox import UIDS, Sandbox, effective_uid, start_command
+from support.sandbox import SESSION_UID, UIDS, Sandbox, effective_uid, start_command
 
 MDA = start_command()
 MESSAGE = b"Subject: hello\n\nFrom here\n.\n..\nlast line"
@@ -26,9 +27,22 @@ def body(mailbox: bytes | None) -> bytes:
     return mailbox[mailbox.index(b"Subject:") :]
 
 
+class Served(NamedTuple):
+    """A running `mda serve`: its master's process and what it has announced."""
+
+    pid: int
+    lines: list[str]
+
+    def nursery(self) -> int:
+        """The process that forks the sessions."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        (found,) = [int(pid) for pid in children if os.stat(f"/proc/{pid}").st_uid == SESSION_UID]
+        return found
+
+
 @contextlib.contextmanager
-def served(sandbox: Sandbox, *arguments: str, user: str = "root") -> Iterator[list[str]]:
-    """`mda serve` inside, as `user`; yields what it has announced."""
+def served(sandbox: Sandbox, *arguments: str, user: str = "root") -> Iterator[Served]:
+    """`mda serve` inside, as `user`, until the end of the block."""
     command = [*MDA, "serve", *arguments]
     if user != "root":
         uid = str(UIDS[user])
@@ -45,7 +59,7 @@ def served(sandbox: Sandbox, *arguments: str, user: str = "root") -> Iterator[li
         if line.startswith("mailbox"):
             break
     try:
-        yield lines
+        yield Served(process.pid, lines)
     finally:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
@@ -198,8 +212,8 @@ def test_who_as_json_is_a_list(sandbox: Sandbox) -> None:
 
 def test_serve_delivers_over_both_sockets_and_tcp(sandbox: Sandbox) -> None:
     listen = ["unix:/run/mda/smtp.sock", "lmtp+unix:/run/mda/lmtp.sock", "127.0.0.1:0"]
-    with served(sandbox, *(word for each in listen for word in ("--listen", each))) as lines:
-        port = int(re.findall(r"listening on 127\.0\.0\.1:(\d+)", "\n".join(lines))[0])
+    with served(sandbox, *(word for each in listen for word in ("--listen", each))) as daemon:
+        port = int(re.findall(r"listening on 127\.0\.0\.1:(\d+)", "\n".join(daemon.lines))[0])
         smtp = (
             b"EHLO x\r\nMAIL FROM:<b@x>\r\nRCPT TO:<alice>\r\nDATA\r\nSubject: 1\r\n.\r\nQUIT\r\n"
         )
@@ -234,19 +248,9 @@ def test_serve_holds_each_user_to_his_share_and_serves_the_next(sandbox: Sandbox
             each.close()
 
 
-def nursery_of(sandbox: Sandbox) -> int:
-    """The process of `mda serve` that runs as the session user in a session of its own."""
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, IndexError):
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"serve" in words and entry.stat().st_uid == 996:
-                return int(entry.name)
-    raise AssertionError("no nursery")
-
-
 def test_a_nursery_that_is_killed_is_replaced(sandbox: Sandbox) -> None:
-    with served(sandbox):
-        nursery = nursery_of(sandbox)
+    with served(sandbox) as daemon:
+        nursery = daemon.nursery()
         os.kill(nursery, signal.SIGKILL)
         while os.path.exists(f"/proc/{nursery}"):
             time.sleep(0.01)
@@ -266,21 +270,17 @@ def test_reload_takes_a_good_configuration_and_keeps_the_old_for_a_broken_one(
         assert found is not None
         return found[1]
 
-    def master() -> int:
-        nursery = nursery_of(sandbox)
-        return int(Path(f"/proc/{nursery}/stat").read_text().rpartition(")")[2].split()[1])
-
-    with served(sandbox, "--config", config):
+    with served(sandbox, "--config", config) as daemon:
         assert size() == b"70000"
         held = connect(sandbox, "/run/mda/smtp.sock", "carol")
         held.recv(100)
         sandbox.configure("[receiver]\nmessage_size = 80000\n")
-        os.kill(master(), signal.SIGHUP)
+        os.kill(daemon.pid, signal.SIGHUP)
         until = time.monotonic() + 10
         while size() != b"80000":
             assert time.monotonic() < until
         sandbox.configure("[receiver]\nmessage_sizes = 90000\n")
-        os.kill(master(), signal.SIGHUP)
+        os.kill(daemon.pid, signal.SIGHUP)
         time.sleep(0.2)
         assert size() == b"80000"
         assert b"221" in dialogue(held, b"QUIT\r\n"), "a running session was cut"
@@ -295,9 +295,9 @@ def test_at_the_end_open_sessions_are_told(sandbox: Sandbox) -> None:
 
 
 def test_a_user_serves_himself_alone(sandbox: Sandbox) -> None:
-    with served(sandbox, user="carol") as lines:
-        assert lines[-1] == "mailbox /home/carol/.local/state/mda/mbox"
-        port = int(re.findall(r"listening on 127\.0\.0\.1:(\d+)", "\n".join(lines))[0])
+    with served(sandbox, user="carol") as daemon:
+        assert daemon.lines[-1] == "mailbox /home/carol/.local/state/mda/mbox"
+        port = int(re.findall(r"listening on 127\.0\.0\.1:(\d+)", "\n".join(daemon.lines))[0])
         smtp = (
             b"EHLO x\r\nMAIL FROM:<b@x>\r\nRCPT TO:<carol>\r\nRCPT TO:<alice>\r\n"
             b"DATA\r\nSubject: 1\r\n.\r\nQUIT\r\n"
