@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import select
 import signal
 import struct
 import termios
@@ -48,13 +50,17 @@ class Pty:
         os.utime(self.device, (seconds, seconds))
 
     def fill(self) -> None:
-        """Write until the terminal takes nothing more, as when its reader is wedged."""
+        """Write until the terminal takes nothing more, as when its reader is wedged.
+
+        The kernel moves what was written on to the reader's side in the background, so a
+        terminal is full only when it takes nothing for a while.
+        """
         os.set_blocking(self.slave, False)
-        try:
-            while True:
+        poll = select.poll()
+        poll.register(self.slave, select.POLLOUT)
+        while poll.poll(500):
+            with contextlib.suppress(BlockingIOError):
                 os.write(self.slave, b"x" * 1024)
-        except BlockingIOError:
-            pass
 
     def hang_up(self) -> None:
         os.close(self.master)
