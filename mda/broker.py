@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # `signal` loads enum, for 6 ms
 import _socket
+import fcntl
 import os
 import pwd
+import resource
 import time
 
 from mda import log, wire
+from mda.config import mailbox_mode_for
 from mda.model import VERBS, Outcome, classify_os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import NoReturn
 
     from mda.config import Config
     from mda.model import Account, Peer
@@ -34,6 +38,8 @@ TEMPORARY_FAILURE = 75
 _CANNOT_TELL = Outcome(451, "4.3.0", "Cannot tell who is logged in on this host")
 _MOST_ACCOUNTS = 1000
 _MOST_ROWS = 400
+_LARGEST_TEXT = 1 << 41  # quoting at most doubles the largest receiver.message_size
+_LATEST_DEADLINE = 1 << 60
 
 
 class SetupError(Exception):
@@ -92,10 +98,15 @@ class Acting:
         self._groups = groups
 
     def __enter__(self) -> None:
-        if self._is_real:
+        if not self._is_real:
+            return
+        try:
             os.setgroups(self._groups)
             os.setegid(self._gid)
             os.seteuid(self._uid)
+        except OSError:
+            self._give_back()
+            raise
 
     def __exit__(
         self,
@@ -104,9 +115,12 @@ class Acting:
         traceback: TracebackType | None,
     ) -> None:
         if self._is_real:
-            os.seteuid(0)
-            os.setegid(0)
-            os.setgroups([])
+            self._give_back()
+
+    def _give_back(self) -> None:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups([])
 
 
 def drop_for_good(identities: Identities) -> None:
@@ -131,8 +145,8 @@ def split(config: Config, peer: Peer, load_session: Callable[[], Session]) -> in
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        ours.close()
-        os._exit(_be_session(identities, wire.Broker(theirs), load_session))
+        keep_only(theirs.fileno())
+        be_session(identities, config, wire.Broker(theirs), load_session)
     theirs.close()
     leave_client()
     answer_requests(ours, config, peer, identities)
@@ -141,17 +155,23 @@ def split(config: Config, peer: Peer, load_session: Callable[[], Session]) -> in
     return os.waitstatus_to_exitcode(status)
 
 
-def _be_session(
-    identities: Identities, broker: wire.Broker, load_session: Callable[[], Session]
-) -> int:
+def be_session(
+    identities: Identities,
+    config: Config,
+    broker: wire.Broker,
+    load_session: Callable[[], Session],
+) -> NoReturn:
+    """The session process from here to its end; nothing gets out of it upwards."""
+    status = TEMPORARY_FAILURE
     try:
-        keep_only(broker.fileno())
         converse = load_session()
+        limit_writing(2 * config.receiver.message_size + 1_048_576)
         drop_for_good(identities)
-        return converse(broker)
+        status = converse(broker)
     except Exception:  # noqa: BLE001 (the outermost of this process)
         log.write_traceback("session")
-        return TEMPORARY_FAILURE
+    finally:
+        os._exit(status)
 
 
 def keep_only(fd: int) -> None:
@@ -169,20 +189,54 @@ def leave_client() -> None:
         os.close(null)
 
 
+def limit_writing(most: int) -> None:
+    """The session keeps one message, which quoting at most doubles; it writes nothing else."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+class Stopped(Exception):
+    """We were asked to end while no request was in hand."""
+
+
+class Patience:
+    """SIGTERM and its like end the broker between requests, and never within one."""
+
+    def __init__(self) -> None:
+        self._is_stopping = False
+        self._is_waiting = False
+        for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT):
+            _signal.signal(number, self._note)
+
+    def _note(self, _number: int, _frame: object) -> None:
+        self._is_stopping = True
+        if self._is_waiting:
+            raise Stopped
+
+    def receive(self, channel: _socket.socket) -> tuple[bytes, int]:
+        """The next frame; raises Stopped, or WireError."""
+        self._is_waiting = True
+        try:
+            if self._is_stopping:
+                raise Stopped
+            return wire.receive_frame(channel)
+        finally:
+            self._is_waiting = False
+
+
 def answer_requests(
     channel: _socket.socket, config: Config, peer: Peer, identities: Identities
 ) -> None:
-    """Serve one session until it is gone.
-
-    SIGTERM ends the session, and thereby us, but never a delivery in hand.
-    """
-    _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
+    """Serve one session until it is gone, or until we are told to end between requests."""
+    patience = Patience()
     if identities.only_uid is None:
         os.setgroups([])
     answers = Answers(config, peer, identities)
     try:
         while True:
-            frame, fd = wire.receive_frame(channel)
+            frame, fd = patience.receive(channel)
             if not frame:
                 return
             try:
@@ -190,13 +244,19 @@ def answer_requests(
             finally:
                 if fd != -1:
                     os.close(fd)
-            try:
-                wire.send_frame(channel, answer, answer_fd)
-            finally:
-                if answer_fd != -1:
-                    os.close(answer_fd)
+            wire.send_frame(channel, answer, answer_fd)
+    except Stopped:
+        _tell(channel)
     except (wire.WireError, OSError) as error:
         log.write("broker", log.WARNING, error=str(error))
+
+
+def _tell(channel: _socket.socket) -> None:
+    """Let a session that waits for its client know that there is no more broker."""
+    try:
+        wire.send_frame(channel, wire.pack(wire.STOP))
+    except wire.WireError:
+        log.write("lost")
 
 
 def preload() -> None:
@@ -227,6 +287,7 @@ class Answers:
         self._peer = peer
         self._identities = identities
         self._accounts: dict[bytes, tuple[Outcome, Account | None]] = {}
+        self._spool_fd = -1
 
     def answer(self, request: list[bytes], fd: int) -> tuple[bytes, int]:
         """One request; raises WireError for anything but a request of `wire.py`."""
@@ -288,50 +349,76 @@ class Answers:
         """Candidates for this peer's message, or why there can be none (decision 8)."""
         if not self._peer.may_use_terminals:
             return Outcome(550, "5.7.1", "Terminals are not for this peer")
+        recipients = self._config.recipients
+        is_person = recipients.uid_min <= account.uid <= recipients.uid_max
+        if not is_person and account.uid != self._identities.only_uid:
+            return Outcome(550, "5.7.1", "No terminal messages for this account")
         logins = self._sessions.find_terminals(account.uid)
         return logins.terminals if logins.is_available else _CANNOT_TELL
 
     def _open_spool(self) -> tuple[Outcome, int]:
-        """An unnamed file on disk, which only the spool's own user could have made."""
+        """An unnamed file on disk, which only the spool's own user could have made.
+
+        There is one for the session's life, emptied for each message that needs it, so
+        that a session gone astray cannot fill the disk with many.
+        """
         uid, gid = self._identities.spool
-        flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+        # With O_EXCL nobody can give it a name afterwards.
+        flags = os.O_RDWR | os.O_TMPFILE | os.O_EXCL | os.O_CLOEXEC
         try:
-            with Acting(self._identities, uid, gid, []):
-                return Outcome(250, "2.0.0", "Spool"), os.open(
-                    self._config.delivery.spool, flags, 0o600
-                )
+            if self._spool_fd == -1:
+                with Acting(self._identities, uid, gid, []):
+                    self._spool_fd = os.open(self._config.delivery.spool, flags, 0o600)
+            os.ftruncate(self._spool_fd, 0)
+            os.lseek(self._spool_fd, 0, os.SEEK_SET)
         except OSError as error:
             return classify_os_error(error, "opening the spool"), -1
+        return Outcome(250, "2.0.0", "Spool"), self._spool_fd
 
     def _deliver(self, fields: list[bytes], fd: int) -> Outcome:
         """The verb table for one recipient, each step under its own identity."""
         if len(fields) != 7 or fields[0] not in VERBS:
             raise wire.WireError("malformed request")
-        verb, local_part, prefix, size, block, clipped, deadline = fields
+        verb, local_part, prefix, size_field, block, clipped, deadline = fields
+        size = wire.read_number(size_field, _LARGEST_TEXT)
+        latest = time.monotonic() + self._config.delivery.lock_seconds
+        until = min(wire.read_number(deadline, _LATEST_DEADLINE) / 1000, latest)
         outcome, account = self._find(local_part)
         if account is None:
             return outcome
-        latest = time.monotonic() + self._config.delivery.lock_seconds
-        until = min(int(deadline) / 1000, latest)
         return self._run(
             VERBS[verb],
             clipped == b"clipped",
-            lambda: self._store(account, prefix, (fd, int(size)), until),
+            lambda: self._store(account, prefix, (fd, size), until),
             lambda: self._show(account, block),
         )
+
+    def _check_text(self, prefix: bytes, fd: int, size: int) -> None:
+        """Only what we have made ourselves or what is sealed is read, and only whole.
+
+        A device, a pipe or a file that changes under us could hold us, or never end.
+        """
+        if not prefix.startswith(b"From ") or not prefix.endswith(b"\n") or fd == -1:
+            raise wire.WireError("a delivery without a message")
+        status = os.fstat(fd)
+        if self._spool_fd != -1 and os.path.samestat(status, os.fstat(self._spool_fd)):
+            is_ours = True
+        else:
+            is_ours = _is_sealed(fd)
+        if not is_ours or status.st_size != size:
+            raise wire.WireError("a text that is not sealed, or not of its size")
 
     def _store(
         self, account: Account, prefix: bytes, text: tuple[int, int], deadline: float
     ) -> Outcome:
-        if text[0] == -1:
-            raise wire.WireError("a delivery without a text")
+        self._check_text(prefix, *text)
         notes: list[str] = []
         try:
             with self._as_recipient(account):
                 return self._append(
                     account.mailbox,
                     account.uid,
-                    self._config.delivery.mailbox_mode,
+                    mailbox_mode_for(self._config),
                     prefix,
                     *text,
                     deadline,
@@ -344,14 +431,20 @@ class Answers:
                 log.write("mailbox", log.WARNING, user=account.user, note=note)
 
     def _as_recipient(self, account: Account) -> Acting:
-        """The user's uid: with the user's groups at home, with the spool's in the spool."""
-        if self._identities.only_uid is not None:
-            return Acting(self._identities, account.uid, account.gid, [])
-        if "{home}" in self._config.delivery.mailbox:
+        """The user's uid: with the user's groups at home, with the spool's in the spool.
+
+        Only root's directory with no user's name in its path is a spool: anywhere else a
+        user could lead the path to a directory of a group that is not the user's.
+        """
+        directory = os.path.dirname(self._config.delivery.mailbox)
+        if self._identities.only_uid is None and "{" not in directory:
+            status = os.stat(directory)
+            if status.st_uid == 0:
+                return Acting(self._identities, account.uid, status.st_gid, [])
+        groups = []
+        if self._identities.only_uid is None:
             groups = os.getgrouplist(account.user, account.gid)
-            return Acting(self._identities, account.uid, account.gid, groups)
-        spool_gid = os.stat(os.path.dirname(account.mailbox)).st_gid
-        return Acting(self._identities, account.uid, spool_gid, [])
+        return Acting(self._identities, account.uid, account.gid, groups)
 
     def _as_terminal_writer(self) -> Acting:
         """The session's uid with group tty: a `mesg n` terminal is the kernel's to refuse."""
@@ -375,6 +468,15 @@ class Answers:
             if (user := _name_of(uid))
         ]
         return Outcome(250, "2.0.0", f"{len(lines[:_MOST_ROWS])} terminals"), lines[:_MOST_ROWS]
+
+
+def _is_sealed(fd: int) -> bool:
+    """A memfd that nobody can change any more."""
+    wanted = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & wanted == wanted
+    except OSError:
+        return False
 
 
 def _name_of(uid: int) -> str:

@@ -300,6 +300,15 @@ def _line_in_message(message: str) -> int:
     return 0
 
 
+def mailbox_mode_for(config: Config) -> int:
+    """The mode of a new mailbox: nobody but the user, where it is not in a spool.
+
+    A home's mailbox gets the user's own group, which on many hosts is everybody's.
+    """
+    mode = config.delivery.mailbox_mode
+    return mode & 0o600 if "{home}" in config.delivery.mailbox else mode
+
+
 def official_name(config: Config) -> str:
     """Our name for greeting, HELO's answer and time stamps (RFC 821 3.7), without DNS."""
     return config.receiver.hostname or _full_name(os.uname().nodename)

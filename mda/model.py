@@ -62,9 +62,10 @@ def classify_os_error(error: OSError, doing: str) -> Outcome:
     phrase of ours ("writing the mailbox"), never text from a client.
     """
     reason = f"{doing}: {errno.errorcode.get(error.errno or 0, 'unknown error')}"
-    if error.errno in (errno.EDQUOT, errno.EFBIG):
+    if error.errno == errno.EDQUOT:
         return Outcome(552, "5.2.2", f"Mailbox full ({reason})")
-    if error.errno == errno.ENOSPC:
+    # EFBIG is our own limit on what a process may write, or the file system's; no quota.
+    if error.errno in (errno.ENOSPC, errno.EFBIG):
         return Outcome(452, "4.3.1", f"Insufficient system storage ({reason})")
     return Outcome(451, "4.3.0", f"Local error ({reason})")
 

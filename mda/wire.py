@@ -23,6 +23,8 @@ PROBE = b"probe"
 SPOOL = b"spool"
 DELIVER = b"deliver"
 WHO = b"who"
+# The only frame that nobody has asked for: the broker ends, and the session should.
+STOP = b"stop"
 
 MAX_FRAME = 64 * 1024
 MAX_BLOCK = 8 * 1024
@@ -54,6 +56,13 @@ def unpack(frame: bytes) -> list[bytes]:
         fields.append(field)
         at += 4 + size
     return fields
+
+
+def read_number(field: bytes, most: int) -> int:
+    """A field that is a number from 0 to `most`; raises WireError for anything else."""
+    if not field.isdigit() or len(field) > 20 or int(field) > most:
+        raise WireError("not a number in its bounds")
+    return int(field)
 
 
 def pack_outcome(outcome: Outcome, *more: bytes) -> bytes:
@@ -166,6 +175,6 @@ class Broker:
         return outcome
 
     def who(self) -> tuple[Outcome, list[bytes]]:
-        """Who is logged in: one row per terminal, the fields separated by tabs."""
+        """Who is logged in: one row per terminal, the fields separated by spaces."""
         outcome, rows, _ = self._ask(WHO)
         return outcome, rows

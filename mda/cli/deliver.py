@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mda.model import Verb
+    from mda.model import Peer, Verb
     from mda.wire import Broker
 
 VERBS: dict[str, Verb] = {"mail": "MAIL", "send": "SEND", "soml": "SOML", "saml": "SAML"}
@@ -118,23 +118,22 @@ def deliver_as_root(sender: str, users: list[str], verb: Verb, config_file: str)
     except ConfigError as error:
         return report(users, [Outcome(451, "4.3.5", str(error))] * len(users))
     try:
-        status = broker.split(
-            config,
-            local_peer(os.getuid(), config),
-            lambda: load_session(config, sender, users, verb),
-        )
+        peer = local_peer(os.getuid(), config)
+        status = broker.split(config, peer, lambda: load_session(config, peer, sender, users, verb))
         return status if status >= 0 else TEMPORARY_FAILURE  # killed by a signal
     except broker.SetupError as error:
         return report(users, [Outcome(451, "4.3.5", str(error))] * len(users))
 
 
 def load_session(
-    config: Config, sender: str, users: list[str], verb: Verb
+    config: Config, peer: Peer, sender: str, users: list[str], verb: Verb
 ) -> Callable[[Broker], int]:
     """In the session process alone: load the code that parses the message."""
     from mda.receiver.submission import submit
 
-    return lambda link: report(users, submit(link, config, verb, sender, users, read_message()))
+    return lambda link: report(
+        users, submit(link, config, peer, verb, sender, users, read_message())
+    )
 
 
 def report(users: list[str], outcomes: list[Outcome]) -> int:

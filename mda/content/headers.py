@@ -18,8 +18,8 @@ class HeaderFilter:
     """Takes every Return-Path out of a message's header, in a stream; all else passes.
 
     Lines end in LF. The header ends at the first empty line, or at the first line that is
-    no header line; from there on nothing is looked at. With `strip_from_line` a From_ line
-    at the very beginning goes too. At most a field name's length is kept between chunks.
+    no header line; from there on nothing is looked at. At most a field name's length is kept
+    between chunks.
     `received_count` is the number of Received fields so far (RFC 5321 6.3).
     """
 
@@ -27,18 +27,14 @@ class HeaderFilter:
         "_begun",
         "_can_continue",
         "_is_dropping",
-        "_is_first_line",
         "_is_line_start",
-        "_strips_from_line",
         "is_in_header",
         "received_count",
     )
 
-    def __init__(self, strip_from_line: bool = False) -> None:
+    def __init__(self) -> None:
         self.is_in_header = True
         self.received_count = 0
-        self._strips_from_line = strip_from_line
-        self._is_first_line = True
         self._is_line_start = True
         # A line of which too little has come to know what it is.
         self._begun = b""
@@ -86,7 +82,6 @@ class HeaderFilter:
             self._judge_other(line)
         else:
             return False
-        self._is_first_line = False
         return True
 
     def _judge_field(self, name: bytes) -> None:
@@ -97,10 +92,9 @@ class HeaderFilter:
 
     def _judge_other(self, line: bytes) -> None:
         """A From_ line, quoted or not, is one that MTAs leave in headers; others end it."""
-        is_from_line = line.startswith(b"From ")
-        self._is_dropping = is_from_line and self._is_first_line and self._strips_from_line
+        self._is_dropping = False
         self._can_continue = False
-        self.is_in_header = is_from_line or line.startswith(b">From ")
+        self.is_in_header = line.startswith((b"From ", b">From "))
 
 
 def from_line(sender: bytes, when: float) -> bytes:

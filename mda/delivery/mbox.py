@@ -132,6 +132,7 @@ def _user_name(uid: int) -> str:
 
 
 def _append_locked(lock: MailboxLock, prefix: bytes, text_fd: int, size: int) -> Outcome:
+    is_durable = False
     try:
         head = _separator(lock.fd, lock.status.st_size) + prefix
         _write_message(lock, head, text_fd, size)
@@ -140,9 +141,13 @@ def _append_locked(lock: MailboxLock, prefix: bytes, text_fd: int, size: int) ->
         if lock.status.st_size == 0:
             # An empty mailbox may be new, by us or by a try of ours that missed the locks.
             _sync_directory(lock.dir_fd)
+        is_durable = True
     except OSError as error:
-        _roll_back(lock)
         return classify_os_error(error, "writing the mailbox")
+    finally:
+        # Also when a signal or want of memory is what ends us here.
+        if not is_durable:
+            _roll_back(lock)
     return Outcome(250, "2.0.0", "Delivered to mailbox")
 
 

@@ -28,13 +28,13 @@ BAD_USAGE = 2
 
 def main(arguments: list[str]) -> int:
     """Serve one client; the exit status is 0 however the client behaves."""
+    log.open_log(may_use_stderr=not log.is_clients_stderr())
+    protect_client()
     options = parse_arguments(arguments)
     if options is None:
         os.write(2, USAGE.encode())
         return BAD_USAGE
     protocol, config_file = options
-    log.open_log(may_use_stderr=not log.is_clients_stderr())
-    protect_client()
     try:
         return receive(config_file, is_lmtp=protocol == "lmtp")
     except Exception:  # noqa: BLE001 (the outermost of this process)

@@ -1,9 +1,10 @@
 """`mda serve`: the preloaded listener.
 
-Three kinds of process: this master keeps root's uid and accepts; a nursery, dropped to
-the session user and with everything loaded that parses, forks a session for each
-connection; and the master forks a broker for it. So a broker has never loaded what a
-session needs (design, decision 1), and no connection pays for an import.
+Three kinds of process: this master accepts, and forks a broker for each connection; a
+nursery, with everything loaded that parses, forks the sessions, and each of them drops to
+the session user before it reads an octet. So a broker has never loaded what a session
+needs (design, decision 1), and no connection pays for an import. The nursery itself keeps
+root's uid and reads nothing but what the master says, so that no session can stop it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import time
 
 from mda import broker, log, wire
@@ -25,10 +27,10 @@ from mda.receiver.peer import identify
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
     from mda.config import Config
 
-RETIRE = b"retire"  # a nursery with an old configuration: sessions go on, no new ones
 _BACKLOG = 512
 _PATIENCE = 90  # seconds for running sessions at the end: above any delivery's deadline
 
@@ -38,22 +40,35 @@ class AddressError(Exception):
 
 
 class Listening:
-    """A listening socket and the protocol spoken there."""
+    """A listening socket and the protocol spoken there.
 
-    __slots__ = ("_path", "is_lmtp", "name", "socket")
+    `made` is (path, device, inode) of a socket in the file system that is ours to remove.
+    """
 
-    def __init__(self, name: str, listening: socket.socket, is_lmtp: bool, path: str = "") -> None:
+    __slots__ = ("_made", "is_lmtp", "name", "socket")
+
+    def __init__(
+        self,
+        name: str,
+        listening: socket.socket,
+        is_lmtp: bool,
+        made: tuple[str, int, int] | None = None,
+    ) -> None:
         self.name = name
         self.socket = listening
         self.is_lmtp = is_lmtp
-        self._path = path
+        self._made = made
 
     def close(self) -> None:
         """Listen no more; a socket in the file system that we have made goes too."""
         self.socket.close()
-        if self._path:
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+        if self._made is None:
+            return
+        path, device, inode = self._made
+        with contextlib.suppress(OSError):
+            status = os.lstat(path)
+            if (status.st_dev, status.st_ino) == (device, inode):
+                os.unlink(path)
 
 
 def open_listening(address: str, mode: int) -> Listening:
@@ -65,7 +80,9 @@ def open_listening(address: str, mode: int) -> Listening:
     place = address.removeprefix("lmtp+")
     if place.startswith("unix:"):
         path = place.removeprefix("unix:")
-        return Listening(address, _listen_on_path(path, mode), is_lmtp, path)
+        listening = _listen_on_path(path, mode)
+        status = os.lstat(path)
+        return Listening(address, listening, is_lmtp, (path, status.st_dev, status.st_ino))
     host, port = split_host_port(place)
     if is_lmtp and port == 25:
         raise AddressError(f"{address}: LMTP must not be spoken on port 25 (RFC 2033 5)")
@@ -111,6 +128,9 @@ def _listen_on_path(path: str, mode: int) -> socket.socket:
 
 
 def _is_dead_socket(path: str) -> bool:
+    """A socket where nobody listens; connecting to any other file is refused too."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
@@ -139,72 +159,77 @@ class Nursery:
     """The process that forks sessions; the master's end of it."""
 
     def __init__(self, config: Config, identities: broker.Identities) -> None:
-        self._config = config
-        self._identities = identities
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # One that does not take what it is given is replaced, never waited for.
+        self._control.setblocking(False)
         self.pid = os.fork()
         if self.pid == 0:
-            self._control.close()
-            os._exit(run_nursery(theirs, config, identities))
+            status = broker.TEMPORARY_FAILURE
+            try:
+                status = run_nursery(theirs, config, identities)
+            except Exception:  # noqa: BLE001 (the outermost of this process)
+                log.write_traceback("nursery")
+            finally:
+                os._exit(status)
         theirs.close()
 
     def hand_over(self, client: socket.socket, link: socket.socket, row: bytes) -> None:
         """Give one client and the way to its broker to a new session; raises OSError."""
         socket.send_fds(self._control, [row], [client.fileno(), link.fileno()])
 
-    def retire(self) -> None:
-        """No new sessions from it; those that it has go on."""
-        try:
-            self._control.send(RETIRE)
-        except OSError:
-            log.write("nursery-gone", log.WARNING)
-        self._control.close()
-
     def close(self) -> None:
-        """It ends, and asks its sessions to: between commands they say 421."""
+        """No new sessions from it; those that it has go on, and it ends."""
         self._control.close()
 
 
 def run_nursery(control: socket.socket, config: Config, identities: broker.Identities) -> int:
-    """The nursery's whole life, as the session user."""
+    """The nursery's whole life: fork a session for each client until the master hangs up."""
     # The master's wake-up descriptor would soon be some client's here.
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # In a group of its own its sessions can be signalled together, and a Control-C at
-    # the master's terminal reaches none of them.
+    # A Control-C at the master's terminal is the master's to act on.
     os.setsid()
     broker.keep_only(control.fileno())
-    from mda.receiver import session  # in this process alone, and before the drop
+    broker.leave_client()
+    from mda.receiver import session  # in this process alone
 
-    broker.drop_for_good(identities)
     gc.collect()
     gc.freeze()
     while True:
         row, fds, _flags, _ = socket.recv_fds(control, 4096, 2)
-        if row == RETIRE:
-            return 0
         if len(fds) != 2:
-            os.killpg(0, signal.SIGTERM)
             return 0
-        if os.fork() == 0:
-            control.close()
-            os._exit(_run_session(session.converse, row, fds, config))
+        try:
+            if os.fork() == 0:
+                control.close()
+                _be_session(session.converse, row, fds, config, identities)
+        except OSError as error:
+            log.write("fork", log.ERROR, error=str(error))
         for fd in fds:
             os.close(fd)
 
 
-def _run_session(converse: Callable[..., None], row: bytes, fds: list[int], config: Config) -> int:
+def _be_session(
+    converse: Callable[..., None],
+    row: bytes,
+    fds: list[int],
+    config: Config,
+    identities: broker.Identities,
+) -> NoReturn:
     client, link = fds
-    try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def load() -> Callable[[wire.Broker], int]:
         peer, is_lmtp = unpack_peer(row)
-        channel = wire.Broker(socket.socket(fileno=link))
-        converse((client, client), channel, config, peer, is_lmtp=is_lmtp)
-    except Exception:  # noqa: BLE001 (the outermost of this process)
-        log.write_traceback("session")
-        return broker.TEMPORARY_FAILURE
-    return 0
+
+        def run(channel: wire.Broker) -> int:
+            converse((client, client), channel, config, peer, is_lmtp=is_lmtp)
+            return 0
+
+        return run
+
+    broker.be_session(identities, config, wire.Broker(socket.socket(fileno=link)), load)
 
 
 def pack_peer(peer: Peer, is_lmtp: bool) -> bytes:
@@ -243,7 +268,7 @@ class Master:
         self._reload = reload
         self._config = config
         self._identities = broker.Identities(config)
-        self._uid_of: dict[int, int] = {}  # a broker's pid, its client's uid
+        self._peer_of: dict[int, Peer] = {}  # by the pid of the peer's broker
         self._nursery = Nursery(config, self._identities)
         self._is_stopping = False
         self._must_reload = False
@@ -279,23 +304,26 @@ class Master:
 
     def _mind_children(self) -> None:
         self._reap()
-        if self._must_reload:
-            self._must_reload = False
-            config = self._reload()
-            if config is not None:
-                self._config = config
-                self._nursery.retire()
-                self._nursery = Nursery(config, self._identities)
+        if not self._must_reload:
+            return
+        self._must_reload = False
+        config = self._reload()
+        if config is None:
+            return
+        try:
+            identities = broker.Identities(config)
+            nursery = Nursery(config, identities)
+        except (broker.SetupError, OSError) as error:
+            log.write("configuration", log.ERROR, error=str(error), kept="old")
+            return
+        self._nursery.close()
+        self._config, self._identities, self._nursery = config, identities, nursery
+        log.write("configuration", kept="new")
 
     def _reap(self) -> None:
-        try:
-            while True:
-                pid, _ = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return
-                self._uid_of.pop(pid, None)
-        except ChildProcessError:
-            return
+        with contextlib.suppress(ChildProcessError):
+            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+                self._peer_of.pop(pid, None)
 
     def _accept(self, listening: Listening) -> None:
         try:
@@ -307,24 +335,31 @@ class Master:
             peer = identify(client.fileno(), self._config)
             if not self._may_enter(peer):
                 log.write("too-many-connections", log.WARNING, peer=peer.address)
-                self._send_away(client)
+                self._send_away(client, "4.7.0", "Too many connections")
                 return
-            self._start(client, peer, listening.is_lmtp)
+            try:
+                self._start(client, peer, listening.is_lmtp)
+            except OSError as error:
+                log.write("fork", log.ERROR, error=str(error))
+                self._send_away(client, "4.3.2", "No room for another session")
 
     def _may_enter(self, peer: Peer) -> bool:
+        """Bounded in all and per user, and nobody shuts the host's own MTA out.
+
+        The network's clients together leave a quarter of the places to local users.
+        """
         self._reap()
         receiver = self._config.receiver
-        if len(self._uid_of) >= receiver.connections:
-            return False
-        if peer.kind != "unix" or peer.is_trusted or peer.uid in (0, os.geteuid()):
+        if peer.is_trusted or peer.uid in (0, os.geteuid()):
             return True
-        held = sum(1 for uid in self._uid_of.values() if uid == peer.uid)
-        return held < receiver.connections_per_user
+        if peer.kind != "unix":
+            remote = sum(1 for each in self._peer_of.values() if each.kind != "unix")
+            return remote < max(1, receiver.connections * 3 // 4)
+        held = sum(1 for each in self._peer_of.values() if each.uid == peer.uid)
+        return held < receiver.connections_per_user and len(self._peer_of) < receiver.connections
 
-    def _send_away(self, client: socket.socket) -> None:
-        reply = replies.unavailable(
-            official_name(self._config), "4.7.0", "Too many connections"
-        ).render()
+    def _send_away(self, client: socket.socket, enhanced: str, why: str) -> None:
+        reply = replies.unavailable(official_name(self._config), enhanced, why).render()
         client.setblocking(False)
         try:
             client.send(reply)
@@ -332,14 +367,14 @@ class Master:
             log.write("lost")
 
     def _start(self, client: socket.socket, peer: Peer, is_lmtp: bool) -> None:
+        """A broker of our own, then a session of the nursery's; raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
-            self._hand_over(client, theirs, pack_peer(peer, is_lmtp))
-            theirs.close()
             pid = os.fork()
             if pid == 0:
-                os._exit(self._be_broker(ours, peer))
-            self._uid_of[pid] = peer.uid
+                self._be_broker(ours, peer)
+            self._peer_of[pid] = peer
+            self._hand_over(client, theirs, pack_peer(peer, is_lmtp))
 
     def _hand_over(self, client: socket.socket, link: socket.socket, row: bytes) -> None:
         try:
@@ -350,19 +385,19 @@ class Master:
             self._nursery = Nursery(self._config, self._identities)
             self._nursery.hand_over(client, link, row)
 
-    def _be_broker(self, link: socket.socket, peer: Peer) -> int:
+    def _be_broker(self, link: socket.socket, peer: Peer) -> NoReturn:
+        status = broker.TEMPORARY_FAILURE
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             broker.keep_only(link.fileno())
             broker.leave_client()
             broker.answer_requests(link, self._config, peer, self._identities)
+            status = 0
         except Exception:  # noqa: BLE001 (the outermost of this process)
             log.write_traceback("broker")
-            return broker.TEMPORARY_FAILURE
-        return 0
+        finally:
+            os._exit(status)
 
     def _stop(self) -> None:
         """No new connections; each delivery in hand is finished and answered."""
@@ -371,6 +406,10 @@ class Master:
         self._nursery.close()
         signal.set_wakeup_fd(-1)
         until = time.monotonic() + _PATIENCE
-        while self._uid_of and time.monotonic() < until:
+        # A broker that is told tells its session, which says 421 between two commands.
+        for pid in self._peer_of:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        while self._peer_of and time.monotonic() < until:
             self._reap()
             time.sleep(0.02)

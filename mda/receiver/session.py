@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # `signal` loads enum, for 6 ms
+import _socket
 import os
 import select
 import stat
@@ -12,6 +13,7 @@ from mda import log
 from mda.config import official_name
 from mda.receiver import replies
 from mda.receiver.protocol import (
+    TEXT,
     Addressing,
     AskingWho,
     Closing,
@@ -25,7 +27,7 @@ from mda.receiver.protocol import (
     Text,
 )
 from mda.receiver.transaction import Transaction, combine, subject
-from mda.wire import Broker, WireError
+from mda.wire import STOP, Broker, WireError, pack, receive_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from mda.receiver.replies import Reply
 
 _READ = 64 * 1024
+_MANY_REPLIES = 32 * 1024  # octets that are due before more is obeyed
+_TEXT_AT_LEAST = 4096  # octets of text within the idle time: a slow line has more
+_LAST_WORDS = 2.0  # seconds for a client that is being sent away
 
 
 class Gone(Exception):
@@ -42,7 +47,7 @@ class Gone(Exception):
 
 
 class Overdue(Exception):
-    """The client has said nothing for too long."""
+    """The client has said nothing, or not enough, for too long."""
 
 
 class Stopped(Exception):
@@ -50,15 +55,22 @@ class Stopped(Exception):
 
 
 class Channel:
-    """Octets to and from the client: a socket, a pair of pipes, a terminal in raw mode."""
+    """Octets to and from the client: a socket, a pair of pipes, a terminal in raw mode.
 
-    def __init__(self, read_fd: int, write_fd: int, idle_seconds: int) -> None:
+    `link_fd` leads to the broker: what comes from there while we wait for the client is
+    its end. Every wait may raise Stopped, on SIGTERM or when the broker is stopped, and
+    WireError when it is gone.
+    """
+
+    def __init__(self, read_fd: int, write_fd: int, link_fd: int, idle_seconds: float) -> None:
         self._read_fd = read_fd
         self._write_fd = write_fd
+        self._link_fd = link_fd
         self._idle_seconds = idle_seconds
         self._due = bytearray()
         self._readable = select.poll()
         self._readable.register(read_fd, select.POLLIN)
+        self._readable.register(link_fd, select.POLLIN)
         self._writable = select.poll()
         self._writable.register(write_fd, select.POLLOUT)
         self._is_waiting = False
@@ -66,50 +78,97 @@ class Channel:
         if stat.S_ISSOCK(os.fstat(write_fd).st_mode):
             # A terminal's or pipe's flags would outlive us in the shell that shares it.
             os.set_blocking(write_fd, False)
-        _signal.signal(_signal.SIGTERM, self._stop)
+        for number in (_signal.SIGTERM, _signal.SIGINT):
+            _signal.signal(number, self._stop)
+        self._until = 0.0
+        self._octets_since = 0
+        self.expect_progress()
 
     def _stop(self, _signal_number: int, _frame: object) -> None:
-        self._is_stopping = True
-        if self._is_waiting:
+        if self._is_waiting and not self._is_stopping:
+            self._is_stopping = True
             raise Stopped
+        self._is_stopping = True
+
+    def expect_progress(self) -> None:
+        """The client has done something whole: its idle time begins anew."""
+        self._until = time.monotonic() + self._idle_seconds
+        self._octets_since = 0
 
     def say(self, reply: Reply) -> None:
         """Put a reply behind those that are due already."""
         self._due += reply.render()
 
-    def flush(self) -> None:
-        """Send what is due; raises Gone, or Overdue if the client does not take it."""
-        while self._due:
-            if not self._writable.poll(self._idle_seconds * 1000):
-                raise Overdue
-            try:
-                del self._due[: os.write(self._write_fd, self._due)]
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise Gone from error
+    @property
+    def is_behind(self) -> bool:
+        """So much is due that the client should take it before it is heard further."""
+        return len(self._due) > _MANY_REPLIES
 
-    def read(self) -> bytes:
+    def flush(self, seconds: float | None = None) -> None:
+        """Send what is due; raises Gone, or Overdue if the client does not take it in time.
+
+        `seconds` stand in for the idle time.
+        """
+        until = time.monotonic() + (self._idle_seconds if seconds is None else seconds)
+        self._is_waiting = True
+        try:
+            while self._due:
+                left = until - time.monotonic()
+                if left <= 0 or not self._writable.poll(left * 1000):
+                    raise Overdue
+                try:
+                    del self._due[: os.write(self._write_fd, self._due)]
+                except BlockingIOError:
+                    continue
+        except OSError as error:
+            raise Gone from error
+        finally:
+            self._is_waiting = False
+
+    def read(self, *, is_text: bool) -> bytes:
         """What the client says next, at least one octet.
 
-        Raises Gone at its end, Overdue after the idle time, Stopped on SIGTERM.
+        Raises Gone at its end, and Overdue when a command, or enough of a text, is not
+        there within the idle time, however the octets drip.
         """
         self._is_waiting = True
         try:
             if self._is_stopping:
                 raise Stopped
-            if not self._readable.poll(self._idle_seconds * 1000):
-                raise Overdue
+            self._wait_for_client()
             octets = os.read(self._read_fd, _READ)
-        except BlockingIOError:
-            return b""
         except OSError as error:
             raise Gone from error
         finally:
             self._is_waiting = False
         if not octets:
             raise Gone
+        self._octets_since += len(octets)
+        if is_text and self._octets_since >= _TEXT_AT_LEAST:
+            self.expect_progress()
         return octets
+
+    def _wait_for_client(self) -> None:
+        left = self._until - time.monotonic()
+        ready = dict(self._readable.poll(max(0.0, left) * 1000))
+        if self._link_fd in ready:
+            if ready[self._link_fd] & select.POLLIN and is_told_to_stop(self._link_fd):
+                raise Stopped
+            raise WireError("broker gone")
+        if not ready:
+            raise Overdue
+
+
+def is_told_to_stop(link_fd: int) -> bool:
+    """Is what waits on the link the broker's last word; raises OSError."""
+    link = _socket.socket(fileno=os.dup(link_fd))
+    try:
+        frame, fd = receive_frame(link)
+    finally:
+        link.close()
+    if fd != -1:
+        os.close(fd)
+    return frame == pack(STOP)
 
 
 class Session:
@@ -156,9 +215,12 @@ class Session:
             event = self._protocol.next_event()
             if isinstance(event, NeedOctets):
                 self._channel.flush()
-                self._protocol.feed(self._channel.read())
+                is_text = self._protocol.stage == TEXT
+                self._protocol.feed(self._channel.read(is_text=is_text))
                 continue
             self._obey(event)
+            if self._channel.is_behind:
+                self._channel.flush()
             if isinstance(event, Closing):
                 self._channel.flush()
                 return
@@ -167,6 +229,8 @@ class Session:
                 return
 
     def _obey(self, event: Event) -> None:
+        if not isinstance(event, Text):
+            self._channel.expect_progress()
         match event:
             case Text():
                 self._transaction.write(event.octets)
@@ -177,6 +241,8 @@ class Session:
             case Addressing():
                 self._settle(self._transaction.address(event.path))
             case AskingWho():
+                # As costly as an error, and limited like one.
+                self._errors_left -= 1
                 self._settle(self._list_logins())
             case Say():
                 self._say(event)
@@ -195,7 +261,9 @@ class Session:
         self._protocol.settle(reply.is_accepted)
 
     def _answer(self, reply: Reply) -> None:
-        if reply.code >= 500:
+        # A refusal for now costs as much as one for good, but for the recipients beyond
+        # the limit, after whom the transaction is to go on (RFC 5321 4.5.3.1.10).
+        if reply.code >= 400 and reply is not replies.TOO_MANY_RECIPIENTS:
             self._errors_left -= 1
         self._channel.say(reply)
 
@@ -226,8 +294,8 @@ class Session:
         log.write("sent-away", peer=self._peer.address, why=why)
         self._channel.say(replies.unavailable(self._name, enhanced, why))
         try:
-            self._channel.flush()
-        except (Gone, Overdue):
+            self._channel.flush(_LAST_WORDS)
+        except (Gone, Overdue, Stopped):
             log.write("lost", peer=self._peer.address)
 
 
@@ -236,5 +304,5 @@ def converse(
 ) -> None:
     """Speak with the client on descriptors `fds` (to read, to write) until the end."""
     time.tzset()
-    channel = Channel(*fds, config.receiver.idle_seconds)
+    channel = Channel(*fds, broker.fileno(), config.receiver.idle_seconds)
     Session(channel, broker, config, peer, is_lmtp=is_lmtp).converse()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from mda.model import Outcome, Path
 from mda.receiver import grammar
-from mda.receiver.peer import local_peer
 from mda.receiver.transaction import Transaction
 from mda.wire import WireError
 
@@ -15,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mda.config import Config
-    from mda.model import Recipient, Verb
+    from mda.model import Peer, Recipient, Verb
     from mda.receiver.replies import Reply
     from mda.wire import Broker
 
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
 def submit(
     broker: Broker,
     config: Config,
+    peer: Peer,
     verb: Verb,
     sender: str,
     users: list[str],
@@ -30,13 +28,13 @@ def submit(
 ) -> list[Outcome]:
     """Deliver `message` (LF or CRLF line ends) to `users`; an outcome for each in order.
 
-    `sender` is a reverse-path without brackets, empty for the null one. It has been
-    judged by the program that calls, so what is no path is kept as it is.
+    `peer` is who has called, as read before the split. `sender` is a reverse-path without
+    brackets, empty for the null one; it has been judged by the program that calls, so what
+    is no path is kept as it is.
     """
-    transaction = Transaction(broker, config, local_peer(os.getuid(), config), is_lmtp=True)
+    transaction = Transaction(broker, config, peer, is_lmtp=True)
     transaction.helo = "localhost"
     transaction.protocol = "local"
-    transaction.strips_from_line = True
     try:
         opened = transaction.open(verb, reverse_path(sender))
         if not opened.is_accepted:
@@ -58,12 +56,21 @@ def reverse_path(sender: str) -> Path:
     return path if not rest else Path(text, (), text, b"")
 
 
+def forward_path(user: str) -> Path:
+    """The path that `user` is (a login name, or an address), or one that is nobody's."""
+    text = user.encode("utf-8", "surrogateescape")[:1000]
+    try:
+        path, rest = grammar.parse_path(b"<" + text + b">")
+    except grammar.PathError:
+        return Path(text, (), text, b"")
+    return path if path.text and not rest else Path(text, (), text, b"")
+
+
 def _run(transaction: Transaction, users: list[str], message: Iterable[bytes]) -> list[Outcome]:
     outcomes: list[Outcome] = []
     accepted: list[int] = []
     for number, user in enumerate(users):
-        local_part = user.encode("utf-8", "surrogateescape")
-        outcomes.append(_outcome(transaction.address(Path(local_part, (), local_part, b""))))
+        outcomes.append(_outcome(transaction.address(forward_path(user))))
         if outcomes[-1].is_done:
             accepted.append(number)
     if not accepted:

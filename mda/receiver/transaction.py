@@ -32,18 +32,22 @@ class TextStore:
     from then on the text is only swallowed.
     """
 
-    def __init__(self, broker: Broker, memory: int, limit: int, strip_from_line: bool) -> None:
+    def __init__(self, broker: Broker, memory: int, limit: int) -> None:
         self._broker = broker
         self._memory = memory
         self._limit = limit
-        self._filter = HeaderFilter(strip_from_line=strip_from_line)
+        self._filter = HeaderFilter()
         self._quoter = Quoter()
         self._is_on_disk = False
-        self.fd = os.memfd_create("mda", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd = -1
         self.size = 0
         self.received_size = 0
         self.head = bytearray()
         self.error: Outcome | None = None
+        try:
+            self.fd = os.memfd_create("mda", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError as error:
+            self.error = cannot_keep(error)
 
     def write(self, octets: bytes) -> None:
         """Add a piece of the text (LF line ends) as it comes."""
@@ -62,7 +66,7 @@ class TextStore:
         if self._filter.received_count > MAX_RECEIVED:
             loop = replies.MAIL_LOOP
             self.error = self.error or Outcome(loop.code, loop.enhanced, loop.lines[0])
-        if not self._is_on_disk:
+        if self.fd != -1 and not self._is_on_disk:
             seal_memory(self.fd)
 
     @property
@@ -86,7 +90,7 @@ class TextStore:
             write_all(self.fd, octets)
             self.size += len(octets)
         except OSError as error:
-            self.error = classify_os_error(error, "keeping the message")
+            self.error = cannot_keep(error)
 
     def _move_to_disk(self) -> None:
         outcome, fd = self._broker.open_spool()
@@ -98,14 +102,21 @@ class TextStore:
             while octets := os.read(self.fd, 1 << 16):
                 write_all(fd, octets)
         except OSError as error:
-            self.error = classify_os_error(error, "keeping the message")
+            self.error = cannot_keep(error)
         os.close(self.fd)
         self.fd = fd
         self._is_on_disk = True
 
     def close(self) -> None:
         """Let go of the text."""
-        os.close(self.fd)
+        if self.fd != -1:
+            os.close(self.fd)
+
+
+def cannot_keep(error: OSError) -> Outcome:
+    """A failure of our own store, which is no fault of the message: always temporary."""
+    outcome = classify_os_error(error, "keeping the message")
+    return outcome if outcome.is_temporary else Outcome(452, "4.3.1", outcome.text)
 
 
 def write_all(fd: int, octets: bytes) -> None:
@@ -139,7 +150,6 @@ class Transaction:
         self._envelope: Envelope | None = None
         self._text: TextStore | None = None
         self._identity = ""
-        self.strips_from_line = False
         self.helo = ""
         self.protocol = "LMTP" if is_lmtp else "SMTP"
 
@@ -207,7 +217,6 @@ class Transaction:
                 self._broker,
                 self._config.delivery.memory,
                 self._config.receiver.message_size,
-                self.strips_from_line,
             )
         self._text.write(octets)
 

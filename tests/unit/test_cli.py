@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.sandbox import SESSION_UID, UIDS, Sandbox, effective_uid, start_command
+from support.sandbox import UIDS, Sandbox, effective_uid, start_command
 
 MDA = start_command()
 MESSAGE = b"Subject: hello\n\nFrom here\n.\n..\nlast line"
@@ -36,7 +36,7 @@ class Served(NamedTuple):
     def nursery(self) -> int:
         """The process that forks the sessions."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        (found,) = [int(pid) for pid in children if os.stat(f"/proc/{pid}").st_uid == SESSION_UID]
+        (found,) = [int(pid) for pid in children if os.getsid(int(pid)) == int(pid)]
         return found
 
 

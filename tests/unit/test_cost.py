@@ -20,9 +20,9 @@ from support.sandbox import Sandbox, start_command
 # the four things the client says, two frames to the broker and back, the text's memory
 # (made, written, sealed, closed), one line of log, and the identity's process id.
 SESSION_CALLS = 28
-# The broker: two frames and back, six changes of identity, the spool's group, and the
-# mailbox opened, locked, proven, written, fsynced, proven again and released.
-BROKER_CALLS = 36
+# The broker: two frames and back, six changes of identity, the spool's group, the text
+# proven, and the mailbox opened, locked, proven, written, fsynced and released.
+BROKER_CALLS = 37
 FORKS_PER_CONNECTION = 1
 
 MESSAGES = 6

@@ -26,8 +26,8 @@ def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     time.tzset()
 
 
-def filter_text(text: bytes, step: int, strips: bool = False) -> tuple[bytes, int]:
-    kept = headers.HeaderFilter(strips)
+def filter_text(text: bytes, step: int) -> tuple[bytes, int]:
+    kept = headers.HeaderFilter()
     chunks = [text[at : at + step] for at in range(0, len(text), step)] if step else [text]
     return b"".join(map(kept.feed, chunks)) + kept.finish(), kept.received_count
 
@@ -58,24 +58,6 @@ def test_every_return_path_of_the_header_goes_and_all_else_stays(
     text: bytes, kept: bytes, step: int
 ) -> None:
     assert filter_text(text, step)[0] == kept
-
-
-@pytest.mark.parametrize("step", [0, 1, 4])
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        (b"From a b\nA: 1\nFrom c\n\n", b"A: 1\nFrom c\n\n"),
-        (b"From a:b Tue 10:00\nReturn-Path: x\n\nFrom d\n", b"\nFrom d\n"),
-        (b"From a b\n odd\n", b" odd\n"),
-        (b"From: a\n\n", b"From: a\n\n"),
-        (b">From a\n\n", b">From a\n\n"),
-        (b"A: 1\nFrom a b\n\n", b"A: 1\nFrom a b\n\n"),
-        (b"From a", b""),
-        (b"From", b"From"),
-    ],
-)
-def test_leading_from_line_goes_where_asked(text: bytes, kept: bytes, step: int) -> None:
-    assert filter_text(text, step, strips=True)[0] == kept
 
 
 @pytest.mark.parametrize("step", [0, 1])
