@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import marshal
 import os
+import stat
 import sys
 
 from mda import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, NoReturn
 
 CONFIG_FILE = "/etc/mda/mda.toml"
 RUN_DIRECTORY = "/run/mda"
 SNAPSHOT = RUN_DIRECTORY + "/config"
 SMTP_SOCKET = RUN_DIRECTORY + "/smtp.sock"
 LMTP_SOCKET = RUN_DIRECTORY + "/lmtp.sock"
+HOSTS_FILE = "/etc/hosts"
+MAILNAME_FILE = "/etc/mailname"
+
+_LARGEST_FILE = 1 << 20
+_LONGEST_VALUE = 100  # characters of a wrong value in a message
 
 
 class ConfigError(Exception):
@@ -125,7 +132,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 # What a value must be beyond its type: (smallest, largest) for numbers.
 RANGES: dict[str, tuple[int, int]] = {
     "receiver.message_size": (65_536, 1 << 40),
-    "receiver.command_line": (512, 65_536),
+    "receiver.command_line": (512, 8192),
     "receiver.recipients": (100, 100_000),
     "receiver.idle_seconds": (10, 86_400),
     "receiver.errors": (5, 1_000_000),
@@ -133,35 +140,55 @@ RANGES: dict[str, tuple[int, int]] = {
     "receiver.connections": (1, 100_000),
     "recipients.uid_min": (1, 1 << 31),
     "recipients.uid_max": (1, 1 << 31),
-    "delivery.mailbox_mode": (0o600, 0o660),
-    "delivery.lock_seconds": (1, 240),
+    "delivery.lock_seconds": (1, 60),
     "delivery.memory": (0, 1 << 30),
     "terminal.lines": (1, 60),
     "terminal.bytes": (256, 8192),
 }
 CHOICES: dict[str, tuple[str, ...]] = {"terminal.peers": ("local", "loopback", "all")}
+# Others may do nothing with a mailbox, and nobody may run it.
+MAILBOX_MODES = (0o600, 0o620, 0o640, 0o660)
 
 
 def load(path: str = CONFIG_FILE, snapshot: str = SNAPSHOT) -> Config:
     """Read `path`; a missing default file means the defaults, a missing named one an error.
 
-    Raises ConfigError for anything that is not understood.
+    Raises ConfigError for anything that cannot be read or is not understood.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        tables = _read(path, snapshot)
     except FileNotFoundError:
-        if path == CONFIG_FILE:
+        # A link to a file that is missing is not a file that nobody has written.
+        if path == CONFIG_FILE and not os.path.lexists(path):
             return Config()
         raise ConfigError(path, 0, "", "no such file") from None
     except OSError as error:
         raise ConfigError(path, 0, "", error.strerror or "cannot be read") from error
-    with open(fd, "rb") as file:
-        stamp = _stamp(path, os.fstat(fd))
+    return Config(tables)
+
+
+def _read(path: str, snapshot: str) -> dict[str, dict[str, Any]]:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(path, 0, "", "not a regular file")
+        stamp = _stamp(path, status)
         tables = _read_snapshot(snapshot, stamp)
         if tables is None:
-            tables = _parse(path, file.read())
+            tables = _parse(path, _read_text(path, fd))
             _write_snapshot(snapshot, stamp, tables)
-    return Config(tables)
+        return tables
+    finally:
+        os.close(fd)
+
+
+def _read_text(path: str, fd: int) -> bytes:
+    with open(fd, "rb", closefd=False) as file:
+        text = file.read(_LARGEST_FILE + 1)
+    if len(text) > _LARGEST_FILE:
+        raise ConfigError(path, 0, "", f"larger than {_LARGEST_FILE} bytes")
+    return text
 
 
 def _stamp(path: str, status: os.stat_result) -> tuple[object, ...]:
@@ -183,15 +210,17 @@ def _read_snapshot(snapshot: str, stamp: tuple[object, ...]) -> dict[str, dict[s
         fd = os.open(snapshot, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    with open(fd, "rb") as file:
+    try:
         # marshal believes what it reads, so only a file that nobody else can write counts.
         status = os.fstat(fd)
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             return None
-        try:
+        with open(fd, "rb", closefd=False) as file:
             kept_stamp, tables = marshal.loads(file.read())  # noqa: S302 (ours alone, see above)
-        except (ValueError, EOFError, TypeError):
-            return None
+    except (OSError, ValueError, EOFError, TypeError):
+        return None
+    finally:
+        os.close(fd)
     return tables if kept_stamp == stamp else None
 
 
@@ -217,8 +246,10 @@ def _parse(path: str, text: bytes) -> dict[str, dict[str, Any]]:
 
     try:
         document = tomllib.loads(text.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not TOML, not UTF-8, or a number with too many digits
         raise ConfigError(path, _line_in_message(str(error)), "", str(error)) from error
+    except RecursionError as error:
+        raise ConfigError(path, 0, "", "nested too deeply") from error
     tables: dict[str, dict[str, Any]] = {}
     for name, table in document.items():
         if name not in SECTIONS or not isinstance(table, dict):
@@ -226,45 +257,120 @@ def _parse(path: str, text: bytes) -> dict[str, dict[str, Any]]:
         for key, value in table.items():
             if key not in SECTIONS[name]:
                 _reject(path, text, name, key, f"unknown key{_nearest(key, SECTIONS[name])}")
-            tables.setdefault(name, {})[key] = _checked(path, text, name, key, value)
+            if isinstance(value, list):
+                value = tuple(value)
+            if complaint := _judge(name, key, value):
+                _reject(path, text, name, key, complaint)
+            tables.setdefault(name, {})[key] = value
+    persons = SECTIONS["recipients"] | tables.get("recipients", {})
+    if persons["uid_min"] > persons["uid_max"]:
+        key = "uid_min" if "uid_min" in tables["recipients"] else "uid_max"
+        _reject(path, text, "recipients", key, "uid_min must not be above uid_max")
     return tables
 
 
-def _checked(path: str, text: bytes, name: str, key: str, value: object) -> object:
-    """`value` in the type of the key's default, or ConfigError."""
-    default = SECTIONS[name][key]
-    if isinstance(default, tuple) and isinstance(value, list):
-        value = tuple(value)
-        wrong = [item for item in value if not isinstance(item, str)]
-        choices = CHOICES.get(f"{name}.{key}")
-        wrong += [item for item in value if choices and item not in choices]
-        if wrong:
-            expected = f"one of {', '.join(choices)}" if choices else "a text"
-            _reject(path, text, name, key, f"{wrong[0]!r} is not {expected}")
-    if type(value) is not type(default):
-        _reject(path, text, name, key, f"must be {_KINDS[type(default)]}, not {value!r}")
-    if isinstance(value, int) and f"{name}.{key}" in RANGES:
-        low, high = RANGES[f"{name}.{key}"]
+def _judge(section: str, key: str, value: object) -> str:
+    """What is wrong with a value, "" if nothing is."""
+    name = f"{section}.{key}"
+    kind = type(SECTIONS[section][key])
+    if type(value) is not kind:
+        return f"must be {_KINDS[kind]}, not {_show(value)}"
+    if isinstance(value, tuple):
+        return next(filter(None, (_judge_item(name, item) for item in value)), "")
+    if isinstance(value, int) and name in RANGES:
+        low, high = RANGES[name]
         if not low <= value <= high:
-            _reject(path, text, name, key, f"must be between {low} and {high}, not {value}")
-    if key == "mailbox":
-        _check_template(path, text, str(value))
-    return value
+            return f"must be between {low} and {high}, not {_show(value)}"
+    return _JUDGES[name](value) if name in _JUDGES else ""
 
 
-_KINDS = {str: "a text", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
+def _judge_item(name: str, item: object) -> str:
+    choices = CHOICES.get(name)
+    if not isinstance(item, str):
+        return f"{_show(item)} is not a text"
+    if choices and item not in choices:
+        return f"{_show(item)} is not one of {', '.join(choices)}"
+    if name == "receiver.local_domains" and not (_is_host_name(item) or _is_literal(item)):
+        return f"{_show(item)} is not a domain"
+    return ""
 
 
-def _check_template(path: str, text: bytes, template: str) -> None:
+_KINDS: dict[type, str] = {
+    str: "a text",
+    int: "a whole number",
+    bool: "true or false",
+    tuple: "a list of texts",
+}
+
+
+def _show(value: object) -> str:
+    """A wrong value for a message: what is long or nested would not help anybody."""
+    if isinstance(value, (tuple, list, dict)):
+        return "a table" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "so large a number"
+    shown = ascii(value)
+    return shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."
+
+
+def _is_host_name(name: str) -> bool:
+    """Labels of letters, digits, - and _, with dots between them."""
+    labels = name.split(".")
+    return len(name) <= 255 and all(
+        0 < len(label) < 64 and label.isascii() and label.replace("-", "").replace("_", "").isalnum()
+        for label in labels
+    )
+
+
+def _is_literal(name: str) -> bool:
+    """An address literal by its looks: "[192.0.2.1]", "[IPv6:2001:db8::1]"."""
+    inner = name.removeprefix("[").removesuffix("]")
+    is_plain = inner.isascii() and inner.replace(".", "").replace(":", "").isalnum()
+    return is_plain and name == f"[{inner}]"
+
+
+def _judge_host_name(name: Any) -> str:
+    return "" if not name or _is_host_name(name) else f"{_show(name)} is not a host name"
+
+
+def _judge_account(name: Any) -> str:
+    is_plain = bool(name) and name.isprintable() and not set(name) & set(":/")
+    return "" if is_plain else f"{_show(name)} is no name in the account database"
+
+
+def _judge_mode(mode: Any) -> str:
+    allowed = ", ".join(f"0o{each:o}" for each in MAILBOX_MODES)
+    return "" if mode in MAILBOX_MODES else f"must be one of {allowed}"
+
+
+def _judge_directory(path: Any) -> str:
+    return "" if path.startswith("/") and path.isprintable() else "must be an absolute path"
+
+
+def _judge_template(template: Any) -> str:
     rest = template.replace("{user}", "").replace("{home}", "")
-    starts_well = template.startswith(("/", "{home}/"))
-    if not starts_well or "{" in rest or "}" in rest or "/../" in template:
-        _reject(path, text, "delivery", "mailbox", "must be a path with {user} or {home} in it")
-    if "{user}" not in template and "{home}" not in template:
-        _reject(path, text, "delivery", "mailbox", "would be one mailbox for everybody")
+    is_path = (
+        template.startswith(("/", "{home}/"))
+        and template.isprintable()
+        and not template.endswith("/")
+        and ".." not in template.split("/")
+    )
+    if not is_path or "{" in rest or "}" in rest:
+        return "must be a path with {user} or {home} in it"
+    return "would be one mailbox for everybody" if rest == template else ""
 
 
-def _reject(path: str, text: bytes, section: str, key: str, message: str) -> None:
+_JUDGES: dict[str, Callable[[Any], str]] = {
+    "receiver.hostname": _judge_host_name,
+    "recipients.postmaster": _judge_account,
+    "delivery.mailbox": _judge_template,
+    "delivery.mailbox_mode": _judge_mode,
+    "delivery.spool": _judge_directory,
+    "terminal.group": _judge_account,
+}
+
+
+def _reject(path: str, text: bytes, section: str, key: str, message: str) -> NoReturn:
     name = f"{section}.{key}" if key else section
     raise ConfigError(path, _line_of(text, section, key), name, message)
 
@@ -282,7 +388,7 @@ def _line_of(text: bytes, section: str, key: str) -> int:
     for number, line in enumerate(text.decode("utf-8", "replace").split("\n"), 1):
         words = line.strip()
         if words.startswith("["):
-            inside = words.strip("[] ") == section
+            inside = words.partition("]")[0].strip("[ ") == section
             if inside and not key:
                 return number
         elif (inside and words.split("=")[0].strip(" \"'") == key) or (
@@ -301,12 +407,14 @@ def _line_in_message(message: str) -> int:
 
 
 def mailbox_mode_for(config: Config) -> int:
-    """The mode of a new mailbox: nobody but the user, where it is not in a spool.
+    """The mode of a new mailbox: for nobody but the user, where that is not a spool.
 
-    A home's mailbox gets the user's own group, which on many hosts is everybody's.
+    A mailbox outside of a common directory gets the user's own group, which on many hosts
+    is everybody's.
     """
+    directory = os.path.dirname(config.delivery.mailbox)
     mode = config.delivery.mailbox_mode
-    return mode & 0o600 if "{home}" in config.delivery.mailbox else mode
+    return mode & 0o600 if "{" in directory else mode
 
 
 def official_name(config: Config) -> str:
@@ -323,14 +431,14 @@ def local_domains(config: Config) -> frozenset[str]:
         node,
         _full_name(node),
         "localhost",
-        _read_start("/etc/mailname").split("\n")[0].strip(),
+        _read_start(MAILNAME_FILE).split("\n")[0].strip(),
     }
     return frozenset(name.lower() for name in names if name)
 
 
 def _full_name(node: str) -> str:
     """The name with a dot that /etc/hosts gives beside `node`, else `node` itself."""
-    for line in _read_start("/etc/hosts").split("\n"):
+    for line in _read_start(HOSTS_FILE).split("\n"):
         names = line.split("#")[0].split()[1:]
         if node in names:
             return next((name for name in names if name.startswith(node + ".")), node)
