@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -48,17 +49,30 @@ def group() -> None:
     """Deliver mail to local users, and messages to their terminals."""
 
 
+def hold_standard_descriptors() -> None:
+    """Fill the gaps that closed descriptors leave, so that no socket of ours gets there.
+
+    A message cannot be read from a standard input that was closed: it is no empty one.
+    """
+    while (fd := os.open(os.devnull, os.O_WRONLY)) <= 2:
+        continue
+    os.close(fd)
+
+
 def run() -> int:
     """Run the command that `sys.argv` names; returns the exit status.
 
     A mistake in the words after `deliver` is the MTA's configuration, no reason to
     bounce the mail: 75 there (decision 12).
     """
+    hold_standard_descriptors()
     if sys.argv[1:2] == ["deliver"]:
         try:
             group.main(prog_name="mda", standalone_mode=False)
         except click.ClickException as error:
             error.show()
+            return 75
+        except click.Abort:
             return 75
         return 0
     status: object = group.main(prog_name="mda", standalone_mode=True)

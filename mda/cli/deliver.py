@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import sys
 
 import click
@@ -34,12 +35,27 @@ TEMPORARY_FAILURE = 75
 NO_PERMISSION = 77
 
 _BLOCK = 64 * 1024
+_FROM_LINE = 1000  # a longer first line is none
+# `From sender Www Mmm dd hh:mm:ss yyyy`, maybe with a zone: a sentence does not end so.
+_FROM_LINE_PATTERN = re.compile(
+    rb"\AFrom [^\n]* [A-Z][a-z]{2} +[A-Z][a-z]{2} +\d{1,2} +\d\d:\d\d(:\d\d)?"
+    rb"( +[A-Z]{3,4}| +[+-]\d{4})? +\d{4}( +[+-]\d{4})?\r?\n"
+)
+_ATOM_MARKS = "!#$%&'*+-/=?^_`{|}~"
+# What the recipient's own name may be the fault of (RFC 3463 3.2); the rest of 5.1 is not.
+_BAD_RECIPIENT = ("5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10")
 
 
 @click.command("deliver")
 @click.option("-f", "sender", default="", metavar="SENDER", help="Reverse-path; empty for none.")
 @click.option("-d", "users", multiple=True, metavar="USER", help="Recipient; again for more.")
-@click.option("-a", "extension", default="", metavar="EXTENSION", help="As in USER+EXTENSION.")
+@click.option(
+    "-a",
+    "extension",
+    default="",
+    metavar="EXTENSION",
+    help="As in USER+EXTENSION; the mail goes to USER.",
+)
 @click.option(
     "-o",
     "verb",
@@ -52,20 +68,27 @@ def command(
     sender: str, users: tuple[str, ...], extension: str, verb: str, config_file: str
 ) -> None:
     """Deliver the message on standard input to local users (yourself, without -d)."""
+    del extension  # a name for a place of one's own in a mailbox; there is one place
     log.open_log(may_use_stderr=False)
     try:
-        raise SystemExit(deliver(sender, list(users), extension, VERBS[verb], config_file))
-    except Exception as error:
+        status = deliver(sender, list(users), VERBS[verb], config_file)
+    except KeyboardInterrupt:
+        status = give_up("interrupted")
+    except Exception as error:  # noqa: BLE001 (the outermost: nothing here may bounce)
         log.write_traceback("deliver")
-        click.echo(f"4.3.0 mda deliver: {error}", err=True)
-        raise SystemExit(TEMPORARY_FAILURE) from error
+        status = give_up(str(error))
+    raise SystemExit(status)
 
 
-def deliver(sender: str, users: list[str], extension: str, verb: Verb, config_file: str) -> int:
+def give_up(why: str) -> int:
+    """Say on one line why the MTA should try again."""
+    sys.stderr.write(f"4.3.0 mda deliver: {why}\n")
+    return TEMPORARY_FAILURE
+
+
+def deliver(sender: str, users: list[str], verb: Verb, config_file: str) -> int:
     """Deliver as root by our own broker, as anybody else by the daemon's."""
     users = users or [pwd.getpwuid(os.getuid()).pw_name]
-    if extension:
-        users = [f"{user}+{extension}" for user in users]
     sender = sender.strip().removeprefix("<").removesuffix(">")
     if sender == "MAILER-DAEMON":
         sender = ""
@@ -76,39 +99,50 @@ def deliver(sender: str, users: list[str], extension: str, verb: Verb, config_fi
 
 def hand_over(sender: str, users: list[str], verb: Verb) -> int:
     """Give the message to the LMTP socket (decision 2): a user cannot write the spool."""
+    recipients = [quote_local_part(user) for user in users]
     try:
         client = handover.Client()
         try:
-            recipients = [quote_local_part(user) for user in users]
-            return report(users, client.deliver(verb, sender, recipients, read_message()))
+            outcomes = client.deliver(verb, speakable(sender), recipients, read_message())
         finally:
             client.close()
     except handover.Refused as refused:
-        return report(users, [refused.outcome] * len(users))
+        outcomes = [refused.outcome] * len(users)
+    return report(users, outcomes)
 
 
-def quote_local_part(user: str) -> str:
-    """`user` as the mailbox of a forward-path (RFC 821 4.1.2)."""
-    local_part, at, domain = user.rpartition("@") if "@" in user else (user, "", "")
-    if all(character.isalnum() or character in "!#$%&'*+-/=?^_`{|}~." for character in local_part):
-        return user
+def speakable(sender: str) -> str:
+    """The reverse-path as MAIL FROM takes it: the MTA that calls has judged it already."""
+    text = "".join(c if " " <= c <= "~" else "?" for c in sender)[:1000]
+    return quote_local_part(text) if text and not text.startswith("@") else text
+
+
+def quote_local_part(address: str) -> str:
+    """`address` as the mailbox of a path: the local part in quotes where it needs them.
+
+    RFC 821 4.1.2; a local part that has its quotes already keeps them.
+    """
+    local_part, at, domain = address.rpartition("@") if "@" in address else (address, "", "")
+    parts = local_part.split(".")
+    if all(part and all(c.isalnum() or c in _ATOM_MARKS for c in part) for part in parts):
+        return address
+    if len(local_part) > 1 and local_part[0] == local_part[-1] == '"':
+        return address
     escaped = local_part.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"{at}{domain}'
 
 
 def read_message() -> Iterator[bytes]:
-    """Standard input in blocks, without an mbox From_ line at its beginning."""
-    first = os.read(0, _BLOCK)
-    while first.startswith(b"From ") and b"\n" not in first and len(first) < _BLOCK:
-        more = os.read(0, _BLOCK)
-        if not more:
+    """Standard input in blocks to its end, without an mbox From_ line at its beginning."""
+    first = b""
+    while b"\n" not in first and b"From ".startswith(first[:5]) and len(first) < _FROM_LINE:
+        block = os.read(0, _BLOCK)
+        if not block:
             break
-        first += more
-    if first.startswith(b"From "):
-        first = first.partition(b"\n")[2]
-    while first:
-        yield first
-        first = os.read(0, _BLOCK)
+        first += block
+    yield _FROM_LINE_PATTERN.sub(b"", first, count=1)
+    while block := os.read(0, _BLOCK):
+        yield block
 
 
 def deliver_as_root(sender: str, users: list[str], verb: Verb, config_file: str) -> int:
@@ -155,7 +189,7 @@ def report(users: list[str], outcomes: list[Outcome]) -> int:
 
 def exit_status(outcome: Outcome) -> int:
     """The exit status of a permanent failure (delivery by Postfix, Exim, OpenSMTPD)."""
-    if outcome.enhanced.startswith("5.1."):
+    if outcome.enhanced in _BAD_RECIPIENT:
         return NO_USER
     if outcome.enhanced.startswith(("5.2.", "5.7.")):
         return NO_PERMISSION

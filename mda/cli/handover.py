@@ -80,7 +80,9 @@ class Client:
         try:
             return self._deliver(verb, sender, recipients, message)
         except (OSError, smtplib.SMTPException) as error:
-            raise Refused(Outcome(451, "4.4.2", f"The receiver is gone: {error}")) from error
+            # In the middle of a text there is no saying QUIT, and half a text is none.
+            self._lmtp.close()
+            raise Refused(Outcome(451, "4.4.2", f"Not handed over: {error}")) from error
 
     def _deliver(
         self, verb: str, sender: str, recipients: list[str], message: Iterable[bytes]

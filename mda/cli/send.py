@@ -35,6 +35,11 @@ def command(verb: str, subject: str, words: tuple[str, ...]) -> None:
     host or has an @, they are recipients too, and the text is read from standard input.
     """
     recipients, text = divide(list(words))
+    if not recipients:
+        raise click.UsageError("nobody to send to")
+    for recipient in recipients:
+        if not recipient.isprintable():
+            raise click.UsageError(f"{recipient!r} is no user")
     if text is None:
         if sys.stdin.isatty():
             click.echo(f"To {', '.join(recipients)}; end with Control-D.", err=True)
@@ -44,10 +49,10 @@ def command(verb: str, subject: str, words: tuple[str, ...]) -> None:
 
 def divide(words: list[str]) -> tuple[list[str], str | None]:
     """Recipients and text; None for a text that is still to be read."""
-    recipients = [name for name in words[0].split(",") if name]
+    recipients = list(dict.fromkeys(name for name in words[0].split(",") if name))
     rest = words[1:]
     if all(("@" in word and " " not in word) or is_user(word) for word in rest):
-        return recipients + rest, None
+        return list(dict.fromkeys(recipients + rest)), None
     return recipients, " ".join(rest) + "\n"
 
 

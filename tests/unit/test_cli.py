@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import email
+import email.policy
 import json
 import os
 import re
@@ -16,6 +18,10 @@ from typing import NamedTuple
 
 import pytest
 from support.sandbox import UIDS, Sandbox, effective_uid, start_command
+
+from mda.cli.deliver import report
+from mda.cli.who import spell_idle
+from mda.model import Outcome
 
 MDA = start_command()
 MESSAGE = b"Subject: hello\n\nFrom here\n.\n..\nlast line"
@@ -131,7 +137,6 @@ def test_deliver_takes_what_mtas_give(sandbox: Sandbox, text: bytes, kept: bytes
         (["-d", "alice", "-o", "send"], 75, b"4.2.1 <alice>"),
         (["-d", "../alice"], 67, b"5.1.1"),
         (["-d", "alice;id"], 67, b"5.1.1"),
-        (["-d", "alice", "-a", "box"], 67, b"5.1.1"),
         (["--what"], 75, b"Usage"),
         (["-d", "alice", "--config", "/nonexistent.toml"], 75, b"4.3.5"),
     ],
@@ -331,3 +336,170 @@ def test_the_commands_list_themselves(sandbox: Sandbox) -> None:
     assert listed == b"receive serve deliver send who check install uninstall".split()
     for name in listed:
         assert sandbox.run([*MDA, name.decode(), "--help"]).returncode in (0, 2)
+
+
+def pipe_slowly(sandbox: Sandbox, pieces: list[bytes], *arguments: str) -> int:
+    """Run `mda deliver` as root with a standard input that comes in these pieces."""
+    process = subprocess.Popen(sandbox.inside([*MDA, "deliver", *arguments]), stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    for piece in pieces:
+        process.stdin.write(piece)
+        process.stdin.flush()
+        time.sleep(0.3)  # the reader has to see each piece as a read of its own
+    process.stdin.close()
+    return process.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "kept"),
+    [
+        (
+            [b"From b@x Mon Jan  1 00:00:00 2024\n", b"Subject: p\n\nbody\n"],
+            b"Subject: p\n\nbody\n\n",
+        ),
+        (
+            [b"Fr", b"om b@x Mon Jan  1 00:00:00 2024\nSubject: p\n", b"\nx\n"],
+            b"Subject: p\n\nx\n\n",
+        ),
+        (
+            [b"From today on we meet at nine.\nSubject: none\n"],
+            b">From today on we meet at nine.\nSubject: none\n\n",
+        ),
+        ([b"From " + b"x" * 100_000 + b"\nend\n"], b">From " + b"x" * 100_000 + b"\nend\n\n"),
+    ],
+)
+def test_deliver_takes_off_a_from_line_and_nothing_else(
+    sandbox: Sandbox, pieces: list[bytes], kept: bytes
+) -> None:
+    assert pipe_slowly(sandbox, pieces, "-f", "b@x", "-d", "alice") == 0
+    mailbox = sandbox.mailbox("alice") or b""
+    assert mailbox.endswith(b" +0000\n" + kept), mailbox[-300:]
+
+
+def test_the_two_ways_of_deliver_take_the_same_senders_and_recipients(sandbox: Sandbox) -> None:
+    senders = ["a..b@docomo.ne.jp", "a b@x", "é@x", "<x@y>", "MAILER-DAEMON", "", "@h:a@b"]
+    with served(sandbox):
+        for user in ("root", "bob"):
+            for sender in senders:
+                words = [*MDA, "deliver", "-f", sender, "-d", "alice@mda.test", "-a", "box"]
+                done = sandbox.run(words, user=user, input=MESSAGE)
+                assert (done.returncode, done.stderr) == (0, b""), (user, sender)
+    kept = sandbox.mailbox("alice") or b""
+    paths = re.findall(rb"(?m)^Return-Path: <(.*)>$", kept)
+    assert len(paths) == 2 * len(senders)
+    assert paths.count(b"x@y") == 2
+    assert paths.count(b"") == 4
+    assert kept.count(b"From MAILER-DAEMON ") == 4
+    assert b"(local user mda-net" not in kept, "the session process is no person"
+
+
+@pytest.mark.parametrize("user", ["root", "alice"])
+def test_deliver_without_a_standard_input_is_75_and_does_not_hang(
+    sandbox: Sandbox, user: str
+) -> None:
+    with served(sandbox):
+        words = ["sh", "-c", 'exec "$@" <&-', "sh", *MDA, "deliver", "-d", "alice"]
+        assert sandbox.run(words, user=user).returncode == 75
+    assert sandbox.mailbox("alice") is None
+
+
+def test_deliver_as_a_user_passes_the_verb_on(sandbox: Sandbox) -> None:
+    with served(sandbox):
+        words = [*MDA, "deliver", "-d", "alice", "-o", "send"]
+        done = sandbox.run(words, user="bob", input=MESSAGE)
+        assert done.returncode == 75
+        assert done.stderr.startswith(b"4.2.1 <alice>")
+    assert sandbox.mailbox("alice") is None
+
+
+def test_an_address_smuggles_no_command(sandbox: Sandbox) -> None:
+    with served(sandbox):
+        words = [*MDA, "deliver", "-d", "alice>\r\nRCPT TO:<carol"]
+        done = sandbox.run(words, user="bob", input=MESSAGE)
+    assert done.returncode == 67
+    assert sandbox.mailbox("carol") is None
+    assert sandbox.mailbox("alice") is None
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [
+        ([(250, "2.0.0")], 0),
+        ([(550, "5.1.1")], 67),
+        ([(552, "5.2.2")], 77),
+        ([(550, "5.7.1")], 77),
+        ([(552, "5.3.4")], 65),
+        ([(501, "5.1.7")], 65),
+        ([(554, "5.6.0")], 65),
+        ([(550, "5.1.1"), (451, "4.2.0")], 75),
+        ([(250, "2.0.0"), (550, "5.1.1")], 67),
+    ],
+)
+def test_each_outcome_has_the_status_that_mtas_understand(
+    capsys: pytest.CaptureFixture[str], outcomes: list[tuple[int, str]], status: int
+) -> None:
+    values = [Outcome(code, enhanced, "text") for code, enhanced in outcomes]
+    assert report([f"user{n}" for n in range(len(values))], values) == status
+    failed = [enhanced for code, enhanced in outcomes if code >= 400]
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == failed
+
+
+def test_a_message_beyond_the_limit_is_a_data_error(sandbox: Sandbox) -> None:
+    config = sandbox.configure("[receiver]\nmessage_size = 65536\n")
+    words = [*MDA, "deliver", "-d", "alice", "--config", config]
+    done = sandbox.run(words, input=b"x" * 70_000)
+    assert done.returncode == 65
+    assert done.stderr.startswith(b"5.3.4 <alice>")
+
+
+@pytest.mark.parametrize("words", [[",", "hi"], ["a\nb", "hi"], ["alice\r\nX: y", "hi"], []])
+def test_send_to_nobody_is_a_mistake_and_says_so(sandbox: Sandbox, words: list[str]) -> None:
+    done = sandbox.run([*MDA, "send", *words], user="bob")
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert b"Error" in done.stderr
+
+
+def test_send_writes_a_message_that_mail_readers_understand(sandbox: Sandbox) -> None:
+    with served(sandbox):
+        words = [*MDA, "send", "--saml", "-s", "Über uns", "alice,alice", "text"]
+        done = sandbox.run(words, user="bob")
+        assert done.stdout == b"alice: User is not logged in, so did mail\n"
+    message = email.message_from_bytes(
+        (sandbox.mailbox("alice") or b"").partition(b"\n")[2], policy=email.policy.default
+    )
+    assert message["Subject"] == "Über uns"
+    assert message["From"] == "bob@mda.test"
+    assert message["To"] == "alice"
+    assert message["Message-ID"].endswith("@mda.test>")
+    assert message["Date"].datetime is not None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "active"),
+        (59, "active"),
+        (60, "1m"),
+        (3599, "59m"),
+        (11_220, "3h07m"),
+        (187_200, "2d04h"),
+    ],
+)
+def test_idle_time_is_spelled_shortly(seconds: int, shown: str) -> None:
+    assert spell_idle(seconds) == shown
+
+
+def test_what_a_user_serves_is_for_that_user_alone(sandbox: Sandbox) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as _, served(sandbox, user="alice") as daemon:
+        state = Path(f"/proc/{daemon.pid}/root/home/alice/.local/state/mda")
+        assert state.stat().st_mode & 0o777 == 0o700
+        modes = {path.name: path.stat().st_mode & 0o777 for path in state.iterdir()}
+        assert modes == {"smtp.sock": 0o600, "lmtp.sock": 0o600}
+
+
+def test_the_host_s_sockets_are_for_everybody(sandbox: Sandbox) -> None:
+    with served(sandbox) as daemon:
+        run = Path(f"/proc/{daemon.pid}/root/run/mda")
+        modes = {path.name: path.stat().st_mode & 0o777 for path in run.glob("*.sock")}
+    assert modes == {"smtp.sock": 0o666, "lmtp.sock": 0o666}
