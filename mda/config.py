@@ -250,21 +250,31 @@ def _parse(path: str, text: bytes) -> dict[str, dict[str, Any]]:
         raise ConfigError(path, _line_in_message(str(error)), "", str(error)) from error
     except RecursionError as error:
         raise ConfigError(path, 0, "", "nested too deeply") from error
-    tables: dict[str, dict[str, Any]] = {}
     for name, table in document.items():
         if name not in SECTIONS or not isinstance(table, dict):
             _reject(path, text, name, "", f"unknown section{_nearest(name, SECTIONS)}")
-        for key, value in table.items():
+        for key in table:
             if key not in SECTIONS[name]:
                 _reject(path, text, name, key, f"unknown key{_nearest(key, SECTIONS[name])}")
-            if isinstance(value, list):
-                value = tuple(value)
+    return _check(path, text, document)
+
+
+def _check(
+    path: str, text: bytes, document: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The values of known keys as a `Config` has them, or ConfigError."""
+    tables: dict[str, dict[str, Any]] = {}
+    for name, table in document.items():
+        tables[name] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
+        }
+        for key, value in tables[name].items():
             if complaint := _judge(name, key, value):
                 _reject(path, text, name, key, complaint)
-            tables.setdefault(name, {})[key] = value
-    persons = SECTIONS["recipients"] | tables.get("recipients", {})
+    own = tables.get("recipients", {})
+    persons = SECTIONS["recipients"] | own
     if persons["uid_min"] > persons["uid_max"]:
-        key = "uid_min" if "uid_min" in tables["recipients"] else "uid_max"
+        key = next(key for key in ("uid_min", "uid_max") if key in own)
         _reject(path, text, "recipients", key, "uid_min must not be above uid_max")
     return tables
 
@@ -315,11 +325,8 @@ def _show(value: object) -> str:
 
 def _is_host_name(name: str) -> bool:
     """Labels of letters, digits, - and _, with dots between them."""
-    labels = name.split(".")
-    return len(name) <= 255 and all(
-        0 < len(label) < 64 and label.isascii() and label.replace("-", "").replace("_", "").isalnum()
-        for label in labels
-    )
+    is_plain = name.isascii() and name.replace(".", "").replace("-", "").replace("_", "").isalnum()
+    return is_plain and len(name) <= 255 and all(0 < len(label) < 64 for label in name.split("."))
 
 
 def _is_literal(name: str) -> bool:

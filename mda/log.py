@@ -20,6 +20,7 @@ ERROR = syslog.LOG_ERR
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_@/:+<>,[]")
 _LONGEST = 500
+_NULL_DEVICE = os.makedev(1, 3)
 
 
 def quote(value: object) -> str:
@@ -93,8 +94,9 @@ def _is_journal(fd: int) -> bool:
 
 
 def _is_null(fd: int) -> bool:
+    # By its number: the name may stand for another node in a namespace or a chroot.
     try:
-        return os.path.samestat(os.fstat(fd), os.stat(os.devnull))
+        return os.fstat(fd).st_rdev == _NULL_DEVICE
     except OSError:
         return True
 

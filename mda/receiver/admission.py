@@ -29,7 +29,7 @@ def take_slot(peer: Peer, config: Config, file: str = CONNECTIONS_FILE) -> int |
     Only local users are counted: an MTA and root are trusted, and the networks' clients
     are systemd's to count. NO_SLOT_NEEDED where nothing is to be held.
     """
-    if peer.kind != "unix" or peer.is_trusted or peer.uid == 0:
+    if peer.kind != "unix" or peer.is_trusted or peer.uid <= 0:
         return NO_SLOT_NEEDED
     try:
         fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -13,18 +13,26 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mda.config import Config
 
-_NOBODY = 65534
+_ROOT = 0
+_NOBODY = 65_534
+_NO_UID = 0xFFFFFFFF  # a socket that nobody has ever been connected to
 _UCRED = 12  # struct ucred: pid, uid, gid
 
 
 def identify(fd: int, config: Config) -> Peer:
-    """Read the peer of descriptor `fd` before the processes split.
+    """Read the peer of descriptor `fd`, as this process must before it splits.
 
-    A pipe, a pseudo-terminal or a serial line is a "stream": nobody is verified there.
+    A pipe, a pseudo-terminal or a serial line is a "stream": nobody is verified there. A
+    client that has gone away again leaves a socket of its kind with no address.
     """
     try:
-        connection = _socket.socket(fileno=os.dup(fd))
+        copy = os.dup(fd)
     except OSError:
+        return Peer("stream")
+    try:
+        connection = _socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
         return Peer("stream")
     try:
         if connection.family == _socket.AF_UNIX:
@@ -32,8 +40,6 @@ def identify(fd: int, config: Config) -> Peer:
         if connection.family in (_socket.AF_INET, _socket.AF_INET6):
             return _identify_remote(connection, config)
         return Peer("stream")
-    except OSError:
-        return Peer("stream")  # it has gone away already
     finally:
         connection.close()
 
@@ -41,35 +47,38 @@ def identify(fd: int, config: Config) -> Peer:
 def _identify_local(connection: _socket.socket, config: Config) -> Peer:
     credentials = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED)
     uid = int.from_bytes(credentials[4:8], sys.byteorder)
-    return local_peer(uid, config)
+    return Peer("unix") if uid == _NO_UID else local_peer(uid, config)
 
 
 def local_peer(uid: int, config: Config) -> Peer:
     """The peer that is the local user `uid`: a verified person, an MTA, or a program.
 
-    Persons and root may use terminals, where the host's configuration lets local peers.
+    To be asked before the split, like `identify`: whoever runs a receiver without
+    privilege runs it for himself and is a person there, whatever his uid; a receiver that
+    was root and is the session user now has no such owner. Persons and root may use
+    terminals, where the configuration lets local peers.
     """
     user = _name_of(uid)
     is_trusted = bool(user) and user in config.receiver.trusted_users
-    is_person = (
-        config.recipients.uid_min <= uid <= config.recipients.uid_max
-        and uid != _NOBODY
-        and not is_trusted
-    )
-    # Run by a user for that user alone, whoever owns the process is a person.
-    is_person = is_person or (uid != 0 and uid == os.geteuid())
+    is_in_range = config.recipients.uid_min <= uid <= config.recipients.uid_max
+    is_person = is_in_range or uid == os.geteuid()
+    is_person = is_person and uid not in (_ROOT, _NOBODY) and not is_trusted
     return Peer(
         "unix",
         f"uid {uid}",
         uid,
         user if is_person else "",
         is_trusted,
-        _may_use_terminals("local", config) and (is_person or uid == 0),
+        _may_use_terminals("local", config) and (is_person or uid == _ROOT),
     )
 
 
 def _identify_remote(connection: _socket.socket, config: Config) -> Peer:
-    address = str(connection.getpeername()[0]).split("%")[0].removeprefix("::ffff:")
+    try:
+        name = str(connection.getpeername()[0])
+    except OSError:
+        return Peer("tcp")
+    address = name.split("%")[0].removeprefix("::ffff:")
     where = "loopback" if address.startswith("127.") or address == "::1" else "all"
     return Peer("tcp", address, may_use_terminals=_may_use_terminals(where, config))
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,45 @@ def test_values_are_read_and_frozen(tmp_path: Path) -> None:
         ("[delivery]\nmailbox = '/var/{x}'\n", "2: delivery.mailbox: must be a path"),
         ("[delivery]\nmailbox = '/var/../{user}'\n", "2: delivery.mailbox: must be a path"),
         ("[delivery]\nmailbox = '/var/mail/all'\n", "would be one mailbox for everybody"),
+        ("[delivery]\nmailbox = '{home}/../{user}'\n", "2: delivery.mailbox: must be a path"),
+        ("[delivery]\nmailbox = '/var/mail/{user}/..'\n", "2: delivery.mailbox: must be a path"),
+        ("[delivery]\nmailbox = '/var/mail/{user}/'\n", "2: delivery.mailbox: must be a path"),
+        ("[delivery]\nmailbox = '{user}/mbox'\n", "2: delivery.mailbox: must be a path"),
+        ('[delivery]\nmailbox = "/var/\\u0000{user}"\n', "2: delivery.mailbox: must be a path"),
+        ('[delivery]\nmailbox = "/var/\\n{user}"\n', "2: delivery.mailbox: must be a path"),
+        ("[delivery]\nspool = 'spool'\n", "2: delivery.spool: must be an absolute path"),
+        ("[delivery]\nspool = ''\n", "2: delivery.spool: must be an absolute path"),
+        ('[delivery]\nspool = "/x\\u0000"\n', "2: delivery.spool: must be an absolute path"),
+        ("[delivery]\nlock_seconds = 61\n", "2: delivery.lock_seconds: must be between 1 and 60"),
+        ("[receiver]\ncommand_line = 8193\n", "must be between 512 and 8192, not 8193"),
+        (
+            "[receiver]\nlocal_domains = ['a', '']\n",
+            "2: receiver.local_domains: '' is not a domain",
+        ),
+        ("[receiver]\nlocal_domains = ['a b']\n", "'a b' is not a domain"),
+        ("[receiver]\nlocal_domains = ['[192.0.2.1']\n", "'[192.0.2.1' is not a domain"),
+        ("[receiver]\nlocal_domains = ['[]']\n", "'[]' is not a domain"),
+        ("[recipients]\npostmaster = ''\n", "2: recipients.postmaster: '' is no name"),
+        (
+            '[recipients]\npostmaster = "r\\u0000"\n',
+            "2: recipients.postmaster: 'r\\x00' is no name",
+        ),
+        ("[terminal]\ngroup = 'a:b'\n", "2: terminal.group: 'a:b' is no name"),
+        ("[recipients]\nuid_min = 60001\n", "2: recipients.uid_min: uid_min must not be above"),
+        ("[recipients]\n\nuid_max = 999\n", "3: recipients.uid_max: uid_min must not be above"),
+        ("[recipients]\nuid_min = 0\n", "2: recipients.uid_min: must be between 1 and"),
+        ("receiver = 1\n", "1: receiver: unknown section"),
+        ("[receiver] # us\nhostnam = 'x'\n", "2: receiver.hostnam: unknown key"),
+        ("receiver.errors = 1\n", "1: receiver.errors: must be between 5 and"),
+        ("[receiver]\nzzz = 1\n", "unknown key; known are hostname, local_domains,"),
+        ("[receiver]\nhostname = {a = 1}\n", "must be a text, not a table"),
+        ("[receiver]\nhostname = [1]\n", "must be a text, not a list"),
+        ("[receiver]\nhostname = 0x1" + "0" * 9000 + "\n", "must be a text, not so large a number"),
+        ("[receiver]\nerrors = 0x1" + "0" * 9000 + "\n", "1000000, not so large a number"),
+        ("[receiver]\nerrors = 1" + "0" * 9000 + "\n", ""),
+        ("[receiver]\nerrors = '" + "x" * 9000 + "'\n", "x..."),
+        ("a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("# " + "x" * (1 << 20), "larger than 1048576 bytes"),
         ("[receiver\n", "1: "),
         ("a = '\xe9'\n".encode("latin-1").decode("latin-1"), "a: unknown section"),
     ],
@@ -131,3 +172,243 @@ def test_a_snapshot_that_another_could_have_written_is_not_believed(
 def test_a_place_where_no_snapshot_can_be_kept_costs_nothing_but_time(tmp_path: Path) -> None:
     path = write(tmp_path, "[receiver]\nrecipients = 200\n")
     assert load(path, str(tmp_path / "none" / "snapshot")).receiver.recipients == 200
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a b",
+        "host.",
+        ".host",
+        "a..b",
+        "m\\u00fcll.example",
+        "a\\r\\nb",
+        "x" * 64,
+        "x." * 150 + "x",
+        "<a>",
+        "[1]",
+    ],
+)
+def test_a_host_name_is_one_that_a_reply_can_carry(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, f'[receiver]\nhostname = "{name}"\n')
+    with pytest.raises(ConfigError, match="is not a host name"):
+        load(path, str(tmp_path / "snapshot"))
+
+
+@pytest.mark.parametrize("name", ["", "mda", "Login-1.my_lab.example.org", "127", "x" * 63])
+def test_usual_host_names_are_taken(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, f'[receiver]\nhostname = "{name}"\n')
+    assert load(path, str(tmp_path / "snapshot")).receiver.hostname == name
+
+
+def test_domains_and_address_literals_are_local_domains(tmp_path: Path) -> None:
+    wanted = ("example.org", "[192.0.2.1]", "[IPv6:2001:db8::1]")
+    path = write(tmp_path, f"[receiver]\nlocal_domains = {list(wanted)}\n")
+    assert load(path, str(tmp_path / "snapshot")).receiver.local_domains == wanted
+
+
+def test_a_mailbox_is_never_for_others_and_never_to_be_run() -> None:
+    for mode in range(0o10000):
+        text = b"[delivery]\nmailbox_mode = 0o%o\n" % mode
+        if mode in (0o600, 0o620, 0o640, 0o660):
+            assert config._parse("x", text) == {"delivery": {"mailbox_mode": mode}}
+        else:
+            with pytest.raises(ConfigError, match="must be one of 0o600, 0o620, 0o640, 0o660"):
+                config._parse("x", text)
+
+
+@pytest.mark.parametrize(
+    ("mailbox", "mode", "expected"),
+    [
+        ("/var/mail/{user}", 0o660, 0o660),
+        ("/var/mail/{user}", 0o640, 0o640),
+        ("/var/mail/{user}.mbox", 0o660, 0o660),
+        ("{home}/mbox", 0o660, 0o600),
+        ("{home}/Mail/{user}", 0o640, 0o600),
+        ("/srv/{user}/mbox", 0o660, 0o600),
+    ],
+)
+def test_only_a_mailbox_in_a_spool_is_for_a_group(mailbox: str, mode: int, expected: int) -> None:
+    chosen = Config().with_values("delivery", mailbox=mailbox, mailbox_mode=mode)
+    assert config.mailbox_mode_for(chosen) == expected
+
+
+@pytest.mark.parametrize(("name", "bounds"), sorted(config.RANGES.items()))
+def test_a_number_is_taken_within_its_bounds_and_not_beyond(
+    tmp_path: Path, name: str, bounds: tuple[int, int]
+) -> None:
+    section, key = name.split(".")
+    # A uid at the bound of one key must suit the other key too.
+    other = {"uid_min": f"uid_max = {1 << 31}\n", "uid_max": "uid_min = 1\n"}.get(key, "")
+    for value in bounds:
+        path = write(tmp_path, f"[{section}]\n{key} = {value}\n{other}")
+        loaded = load(path, str(tmp_path / "snapshot"))
+        assert getattr(getattr(loaded, section), key) == value
+    for value in (bounds[0] - 1, bounds[1] + 1):
+        path = write(tmp_path, f"[{section}]\n{key} = {value}\n{other}")
+        with pytest.raises(ConfigError, match="must be between"):
+            load(path, str(tmp_path / "snapshot"))
+
+
+def test_every_default_is_a_value_that_the_file_may_have(tmp_path: Path) -> None:
+    lines = []
+    for section, keys in config.SECTIONS.items():
+        lines.append(f"[{section}]")
+        for key, value in keys.items():
+            shown = list(value) if isinstance(value, tuple) else value
+            lines.append(f"{key} = {str(shown).lower() if shown in (True, False) else repr(shown)}")
+    loaded = load(write(tmp_path, "\n".join(lines)), str(tmp_path / "snapshot"))
+    for section, keys in config.SECTIONS.items():
+        for key, value in keys.items():
+            assert getattr(getattr(loaded, section), key) == value
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "null", "loop", "below-a-file", "too-long"])
+def test_what_cannot_be_read_is_an_error_and_not_a_traceback(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "mda.toml"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "null":
+        path = Path("/dev/null")
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "below-a-file":
+        path.touch()
+        path = path / "mda.toml"
+    else:
+        path = tmp_path / ("x" * 300)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError) as caught:
+        load(str(path), str(tmp_path / "snapshot"))
+    assert caught.value.message
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_default_file_may_be_missing_but_not_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mda.toml"
+    monkeypatch.setattr(config, "CONFIG_FILE", str(path))
+    assert load(str(path)).receiver.recipients == 1000
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="no such file"):
+        load(str(path))
+    path.unlink()
+    path.write_text("")
+    path.chmod(0)
+    os.chmod(tmp_path, 0o755)
+    os.seteuid(65_534)
+    try:
+        with pytest.raises(ConfigError, match="Permission denied"):
+            load(str(path))
+    finally:
+        os.seteuid(0)
+
+
+def keep_snapshot(tmp_path: Path) -> tuple[str, str]:
+    """A file and a snapshot of it that says something else, so that one tells who was read."""
+    path, snapshot = write(tmp_path, "[receiver]\nrecipients = 200\n"), str(tmp_path / "snapshot")
+    stamp = config._stamp(path, os.stat(path))
+    config._write_snapshot(snapshot, stamp, {"receiver": {"recipients": 666}})
+    assert load(path, snapshot).receiver.recipients == 666
+    return path, snapshot
+
+
+def test_a_snapshot_is_stale_when_only_the_change_time_differs(tmp_path: Path) -> None:
+    path, snapshot = keep_snapshot(tmp_path)
+    before = os.stat(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = os.stat(path)
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert after.st_ctime_ns != before.st_ctime_ns
+    assert load(path, snapshot).receiver.recipients == 200
+
+
+def test_a_snapshot_is_stale_when_only_the_name_of_the_file_differs(tmp_path: Path) -> None:
+    path, snapshot = keep_snapshot(tmp_path)
+    assert load(path.replace("/mda.toml", "/./mda.toml"), snapshot).receiver.recipients == 200
+
+
+@pytest.mark.parametrize("which", ["mda", "python"])
+def test_a_snapshot_is_stale_when_only_the_version_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    path, snapshot = keep_snapshot(tmp_path)
+    if which == "mda":
+        monkeypatch.setattr(config, "__version__", "0.0")
+    else:
+        monkeypatch.setattr(sys, "version", "2.7")
+    assert load(path, snapshot).receiver.recipients == 200
+
+
+@pytest.mark.parametrize("attribute", ["st_dev", "st_ino", "st_size", "st_mtime_ns"])
+def test_the_stamp_has_all_that_tells_one_file_from_another(attribute: str) -> None:
+    status = os.stat("/")
+    assert getattr(status, attribute) in config._stamp("/", status)
+
+
+def test_only_its_owner_may_even_read_the_snapshot(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        _, snapshot = keep_snapshot(tmp_path)
+    finally:
+        os.umask(old)
+    assert os.stat(snapshot).st_mode & 0o7777 == 0o600
+
+
+def test_a_directory_where_the_snapshot_should_be_costs_nothing_but_time(tmp_path: Path) -> None:
+    path = write(tmp_path, "[receiver]\nrecipients = 200\n")
+    (tmp_path / "snapshot").mkdir()
+    assert load(path, str(tmp_path / "snapshot")).receiver.recipients == 200
+    assert sorted(os.listdir(tmp_path)) == ["mda.toml", "snapshot"]
+
+
+def test_starts_at_the_same_time_all_read_the_same(tmp_path: Path) -> None:
+    path, snapshot = write(tmp_path, "[receiver]\nrecipients = 200\n"), str(tmp_path / "snapshot")
+    read: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: read.append(load(path, snapshot).receiver.recipients))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read == [200] * 8
+    assert sorted(os.listdir(tmp_path)) == ["mda.toml", "snapshot"]
+
+
+def test_the_names_of_this_host_come_from_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = os.uname().nodename
+    hosts = tmp_path / "hosts"
+    hosts.write_text(
+        f"#127.0.0.1 {node}.wrong.example {node}\n"
+        f"127.0.0.1 localhost # {node} {node}.wrong.example\n"
+        f"127.0.1.1 other.example {node}x.wrong.example {node}.Right.example {node} # {node}.w\n"
+    )
+    (tmp_path / "mailname").write_text("Mail.example \nsecond.example\n")
+    monkeypatch.setattr(config, "HOSTS_FILE", str(hosts))
+    monkeypatch.setattr(config, "MAILNAME_FILE", str(tmp_path / "mailname"))
+    assert config.official_name(Config()) == f"{node}.Right.example"
+    full = f"{node}.right.example".lower()
+    assert config.local_domains(Config()) == {node.lower(), full, "localhost", "mail.example"}
+    monkeypatch.setattr(config, "HOSTS_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr(config, "MAILNAME_FILE", str(tmp_path / "none"))
+    assert config.official_name(Config()) == node
+    assert config.local_domains(Config()) == {node.lower(), "localhost"}
+
+
+def test_the_files_of_names_are_the_ones_that_debian_has() -> None:
+    assert (config.HOSTS_FILE, config.MAILNAME_FILE) == ("/etc/hosts", "/etc/mailname")
+
+
+def test_a_copy_has_other_values_in_one_section_only() -> None:
+    before = Config({"receiver": {"errors": 7}, "terminal": {"bell": False}})
+    after = before.with_values("receiver", hostname="h")
+    assert (after.receiver.errors, after.receiver.hostname) == (7, "h")
+    assert after.terminal.bell is False
+    assert before.receiver.hostname == ""
