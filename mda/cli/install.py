@@ -18,6 +18,7 @@ import subprocess
 import sys
 
 import click
+from filelock import FileLock, Timeout
 
 import mda
 from mda.config import CONFIG_FILE, RUN_DIRECTORY, Config
@@ -54,6 +55,12 @@ SYSUSERS_FILE = "/etc/sysusers.d/mda.conf"
 TMPFILES_FILE = "/etc/tmpfiles.d/mda.conf"
 
 
+# Two of us at once, a person and a configuration manager, would undo each other's work.
+LOCK = "/run/mda-install.lock"
+LOCK_SECONDS = 60
+ALREADY_RUNNING = "another `mda install` or `mda uninstall` is running"
+
+
 class InstallError(Exception):
     """Nothing was installed, or not all of it; the text says why and what to do."""
 
@@ -84,7 +91,10 @@ def command(now: bool, addresses: tuple[str, ...]) -> None:
     require_root()
     os.umask(0o022)
     try:
-        install(addresses, start=now)
+        with FileLock(LOCK, timeout=LOCK_SECONDS):
+            install(addresses, start=now)
+    except Timeout as error:
+        raise click.ClickException(ALREADY_RUNNING) from error
     except (InstallError, AddressError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:

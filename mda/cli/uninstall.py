@@ -10,10 +10,14 @@ import os
 import shutil
 
 import click
+from filelock import FileLock, Timeout
 
 from mda.cli.install import (
+    ALREADY_RUNNING,
     COMMAND,
     COMMAND_MARK,
+    LOCK,
+    LOCK_SECONDS,
     MANIFEST,
     SOCKETS,
     SYSTEM_USERS,
@@ -36,7 +40,10 @@ def command() -> None:
     """Remove the units, system users, directories, man pages and the command `mda`."""
     require_root()
     try:
-        uninstall()
+        with FileLock(LOCK, timeout=LOCK_SECONDS):
+            uninstall()
+    except Timeout as error:
+        raise click.ClickException(ALREADY_RUNNING) from error
     except InstallError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:

@@ -8,15 +8,17 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
 
 from mda import config
-from mda.cli import install
+from mda.cli import install, uninstall
 from mda.receiver.listener import AddressError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -499,3 +501,21 @@ def test_diagnostics_of_receive_are_kept_where_they_do_not_reach_the_client(tmp_
 
 def test_command_is_recognised_as_ours() -> None:
     assert install.COMMAND_MARK in shipped("systemd/mda.sh").encode()
+
+
+@pytest.mark.parametrize("module", [install, uninstall])
+def test_two_at_once_do_not_undo_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType
+) -> None:
+    monkeypatch.setattr(module, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(module, "LOCK_SECONDS", 0.1)
+    holder = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print(1, flush=True)"
+    command = [sys.executable, "-I", "-c", f"{holder}; sys.stdin.read()", str(tmp_path / "lock")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"1\n"
+        with pytest.raises(click.ClickException, match="is running"):
+            module.command.callback(
+                **({"now": False, "addresses": ()} if module is install else {})
+            )
