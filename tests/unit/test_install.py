@@ -509,8 +509,11 @@ def test_two_at_once_do_not_undo_each_other(
 ) -> None:
     monkeypatch.setattr(module, "LOCK", str(tmp_path / "lock"))
     monkeypatch.setattr(module, "LOCK_SECONDS", 0.1)
-    holder = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print(1, flush=True)"
-    command = [sys.executable, "-I", "-c", f"{holder}; sys.stdin.read()", str(tmp_path / "lock")]
+    # Not even a failing test may install anything on the machine that it runs on.
+    monkeypatch.setattr(module, module.__name__.rpartition(".")[2], pytest.fail)
+    holder = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire()"
+    command = [sys.executable, "-I", "-c", f"{holder}; print(1, flush=True); sys.stdin.read()"]
+    command.append(str(tmp_path / "lock"))
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:
         assert other.stdout is not None
