@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 
 import click
 
-from mda import __version__
+from mda import __version__, log
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TEMPORARY_FAILURE = 75
 COMMANDS = {
     "receive": "one SMTP or LMTP connection on standard input and output",
     "serve": "the preloaded listener",
@@ -67,13 +73,40 @@ def run() -> int:
     """
     hold_standard_descriptors()
     if sys.argv[1:2] == ["deliver"]:
-        try:
-            group.main(prog_name="mda", standalone_mode=False)
-        except click.ClickException as error:
-            error.show()
-            return 75
-        except click.Abort:
-            return 75
-        return 0
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
+        return keep_from_bouncing(lambda: group.main(prog_name="mda", standalone_mode=False) or 0)
     status: object = group.main(prog_name="mda", standalone_mode=True)
     return status if isinstance(status, int) else 0
+
+
+def keep_from_bouncing(deliver: Callable[[], int]) -> int:
+    """The exit status that `deliver` returns, or 75 with a line that says why there is none.
+
+    The outermost of a process that an MTA waits for: whatever goes wrong in it is no fault
+    of the message, and its traceback is for the log.
+    """
+    try:
+        return deliver()
+    except (KeyboardInterrupt, click.Abort):
+        return give_up("4.3.0", "interrupted")
+    except click.ClickException as error:
+        return give_up("4.3.5", error.format_message())
+    except Exception as error:  # noqa: BLE001 (the outermost of this process)
+        log.write_traceback("deliver")
+        return give_up("4.3.0", str(error))
+
+
+def give_up(enhanced: str, why: str) -> int:
+    """Say on one line why the MTA should try again; the exit status that means it."""
+    complain(f"{enhanced} mda deliver: {why}")
+    return TEMPORARY_FAILURE
+
+
+def complain(line: str) -> None:
+    """Write one line to standard error, where somebody may read it or not."""
+    clean = "".join(character if character.isprintable() else " " for character in line)
+    try:
+        os.write(2, f"{clean}\n".encode("utf-8", "replace"))
+    except OSError:
+        log.write("lost", line=clean)

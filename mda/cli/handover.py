@@ -1,7 +1,8 @@
 """The client's side of our own LMTP and SMTP sockets, for deliver, send and who.
 
 `smtplib` speaks; what it gets wrong about LMTP (one reply for many recipients) is left
-out by asking for the replies one by one.
+out by asking for the replies one by one. A reply that has no place where it stands is
+not understood, and so a temporary failure (design, decision 3).
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import socket
 
 from mda.config import LMTP_SOCKET, SMTP_SOCKET
 from mda.model import Outcome
+from mda.receiver import grammar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import TracebackType
+    from typing import BinaryIO, Self
 
 _TIMEOUT = 600.0  # seconds: end of data may wait for locks (RFC 5321 4.5.3.2.6)
 
@@ -32,9 +36,13 @@ class Refused(Exception):
 
 
 def state_directory() -> str:
-    """Where `mda serve` run by a user keeps its mailbox and sockets."""
-    home = os.path.expanduser("~")
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
+    """Where `mda serve` run by a user keeps its mailbox and sockets.
+
+    A relative $XDG_STATE_HOME counts for nothing, as the XDG specification has it.
+    """
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if not base.startswith("/"):
+        base = os.path.join(os.path.expanduser("~"), ".local", "state")
     return os.path.join(base, "mda")
 
 
@@ -47,8 +55,40 @@ def find_socket(protocol: str) -> str | None:
     return None
 
 
+def spell_path(address: str) -> str:
+    """`address` as it stands between the brackets of a path (RFC 821 4.1.2).
+
+    What is a path stays as it is. Else the local part is put in quotes, or the whole where
+    even that makes no path. A backslash outside of quotes belongs to the name, as in
+    `DOMAIN\\user`. What not even quotes can hold comes back as it is, for `_ask` to refuse.
+    """
+    local_part, at, domain = address.rpartition("@") if "@" in address else (address, "", "")
+    candidates = [f"{_quote(local_part)}{at}{domain}", _quote(address)]
+    if "\\" not in address or address.startswith('"'):
+        candidates.insert(0, address)
+    return next((each for each in candidates if _is_path(each)), address)
+
+
+def _quote(local_part: str) -> str:
+    escaped = local_part.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _is_path(text: str) -> bool:
+    octets = text.encode("utf-8", "replace")
+    try:
+        path, rest = grammar.parse_path(b"<%b>" % octets)
+    except grammar.PathError:
+        return False
+    return path.text == octets and not rest
+
+
 class Client:
-    """One LMTP session with the receiver of this host; raises Refused."""
+    """One LMTP session with the receiver of this host, for one transaction.
+
+    Raises Refused. As a `with` block it says QUIT at its end, and after an exception
+    hangs up: in the middle of a text there is no saying QUIT, and half a text is none.
+    """
 
     def __init__(self) -> None:
         path = find_socket("lmtp")
@@ -60,14 +100,37 @@ class Client:
             self._lmtp.sock.settimeout(_TIMEOUT)
             self._lmtp.sock.connect(path)
             self._lmtp.file = None
-            greeting = outcome_of(*self._lmtp.getreply())
-            if greeting.code != 220:
-                raise Refused(greeting)
-            self._lmtp.ehlo()
+            self._greet()
         except ConnectionRefusedError as error:
+            self._lmtp.close()
             raise Refused(UNREACHABLE) from error
         except (OSError, smtplib.SMTPException) as error:
-            raise Refused(Outcome(451, "4.4.2", f"The receiver is gone: {error}")) from error
+            self._lmtp.close()
+            raise Refused(gone(error)) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._lmtp.quit()
+        except (OSError, smtplib.SMTPException):
+            pass  # it has taken what it has taken
+        finally:
+            self._lmtp.close()
+
+    def _greet(self) -> None:
+        code, text = self._lmtp.getreply()
+        if code == 220:
+            code, text = self._lmtp.ehlo()
+        if code != 250:
+            raise Refused(refusal_of(code, text))
 
     def deliver(
         self, verb: str, sender: str, recipients: list[str], message: Iterable[bytes]
@@ -80,53 +143,68 @@ class Client:
         try:
             return self._deliver(verb, sender, recipients, message)
         except (OSError, smtplib.SMTPException) as error:
-            # In the middle of a text there is no saying QUIT, and half a text is none.
-            self._lmtp.close()
-            raise Refused(Outcome(451, "4.4.2", f"Not handed over: {error}")) from error
+            raise Refused(gone(error)) from error
 
     def _deliver(
         self, verb: str, sender: str, recipients: list[str], message: Iterable[bytes]
     ) -> list[Outcome]:
-        opened = self._ask(f"{verb} FROM:<{sender}>")
+        opened = self._ask(f"{self._choose(verb)} FROM:<{sender}>")
         if not opened.is_done:
             raise Refused(opened)
         outcomes = [self._ask(f"RCPT TO:<{recipient}>") for recipient in recipients]
         accepted = [number for number, outcome in enumerate(outcomes) if outcome.is_done]
         if not accepted:
-            self._ask("RSET")
             return outcomes
-        started = self._ask("DATA")
-        if started.code != 354:
-            raise Refused(started)
+        code, text = self._lmtp.docmd("DATA")
+        if code != 354:
+            raise Refused(refusal_of(code, text))
         for piece in stuff(message):
             self._lmtp.send(piece)
         for number in accepted:
             outcomes[number] = outcome_of(*self._lmtp.getreply())
         return outcomes
 
+    def _choose(self, verb: str) -> str:
+        """The verb to say: one that is not offered is for no terminal of this host.
+
+        SOML and SAML are then what they are for somebody who is not logged in.
+        """
+        if verb == "MAIL" or self._lmtp.has_extn(verb):
+            return verb
+        if verb == "SEND":
+            raise Refused(Outcome(550, "5.7.1", "Terminals are not for you here"))
+        return "MAIL"
+
     def _ask(self, command: str) -> Outcome:
         if not command.isprintable():
             return Outcome(501, "5.1.3", "An address holds a control character")
         if not command.isascii():
             return Outcome(501, "5.6.7", "An address holds a character outside ASCII")
-        self._lmtp.putcmd(command)
-        return outcome_of(*self._lmtp.getreply())
+        return outcome_of(*self._lmtp.docmd(command))
 
-    def close(self) -> None:
-        """Quit, if the receiver is still there."""
-        try:
-            self._lmtp.quit()
-        except (OSError, smtplib.SMTPException):
-            self._lmtp.close()
+
+def gone(error: Exception) -> Outcome:
+    """The receiver has hung up, or does not answer."""
+    return Outcome(451, "4.4.2", f"The receiver is gone: {error}")
 
 
 def outcome_of(code: int, text: bytes) -> Outcome:
     """A reply as an outcome: the enhanced code is taken off the text."""
     words = text.decode("ascii", "replace").split("\n")[-1]
+    if code // 100 not in (2, 4, 5):
+        return Outcome(451, "4.5.0", f"Not understood: {code} {words}")
     enhanced, _, rest = words.partition(" ")
-    if re.fullmatch(r"[245]\.\d{1,3}\.\d{1,3}", enhanced):
+    if re.fullmatch(rf"{code // 100}\.\d{{1,3}}\.\d{{1,3}}", enhanced):
         return Outcome(code, enhanced, rest)
     return Outcome(code, f"{code // 100}.0.0", words)
+
+
+def refusal_of(code: int, text: bytes) -> Outcome:
+    """A reply that does not let a session go on: no fault of any message's."""
+    outcome = outcome_of(code, text)
+    if outcome.is_temporary:
+        return outcome
+    return Outcome(451, "4.5.0", f"Not understood: {code} {outcome.text}")
 
 
 def stuff(message: Iterable[bytes]) -> Iterable[bytes]:
@@ -162,24 +240,31 @@ def list_logins() -> list[tuple[str, str, int, str]]:
         connection.settimeout(30)
         try:
             connection.connect(path)
-            connection.sendall(b"XWHO\r\nQUIT\r\n")
             with connection.makefile("rb") as replies:
-                replies.readline(1024)
-                return _read_logins(iter(lambda: replies.readline(1024), b""))
+                _read_reply(replies, 220)
+                connection.sendall(b"XWHO\r\n")
+                return [_read_row(line) for line in _read_reply(replies, 250)[:-1]]
         except ConnectionRefusedError as error:
             raise Refused(UNREACHABLE) from error
         except OSError as error:
-            raise Refused(Outcome(451, "4.4.2", f"The receiver is gone: {error}")) from error
+            raise Refused(gone(error)) from error
 
 
-def _read_logins(lines: Iterable[bytes]) -> list[tuple[str, str, int, str]]:
-    rows: list[tuple[str, str, int, str]] = []
-    for line in lines:
-        text = line.decode("ascii", "replace").rstrip("\r\n")
-        if not text.startswith("250-2.0.0 "):
-            if text.startswith("250 "):
-                return rows
-            raise Refused(outcome_of(int(text[:3] or 451), text[4:].encode()))
-        user, device, idle, takes = text.removeprefix("250-2.0.0 ").rsplit(" ", 3)
-        rows.append((user, device, int(idle), takes))
+def _read_reply(replies: BinaryIO, expected: int) -> list[str]:
+    """The lines of the next reply, without its code; raises Refused for another one."""
+    lines: list[str] = []
+    while found := re.fullmatch(rb"(\d{3})([ -])(.*)\r\n", replies.readline(1024)):
+        lines.append(found[3].decode("utf-8", "replace"))
+        if found[2] == b" ":
+            if int(found[1]) != expected:
+                raise Refused(outcome_of(int(found[1]), found[3]))
+            return lines
     raise Refused(Outcome(451, "4.4.2", "The receiver hung up"))
+
+
+def _read_row(line: str) -> tuple[str, str, int, str]:
+    row = line.removeprefix("2.0.0 ")
+    found = re.fullmatch(r"(.+) (\S+) (\d{1,12}) ([yn])", row)
+    if found is None:
+        raise Refused(Outcome(451, "4.5.0", f"Not understood: {row}"))
+    return found[1], found[2], int(found[3]), found[4]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import sys
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime, localtime, make_msgid
@@ -16,7 +15,7 @@ from email.utils import format_datetime, localtime, make_msgid
 import click
 
 from mda.cli import handover
-from mda.cli.deliver import quote_local_part, report
+from mda.cli.deliver import report
 from mda.config import Config, ConfigError, load, official_name
 
 
@@ -41,9 +40,7 @@ def command(verb: str, subject: str, words: tuple[str, ...]) -> None:
         if not recipient.isprintable():
             raise click.UsageError(f"{recipient!r} is no user")
     if text is None:
-        if sys.stdin.isatty():
-            click.echo(f"To {', '.join(recipients)}; end with Control-D.", err=True)
-        text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+        text = read_text(recipients)
     raise SystemExit(send(verb or "SOML", subject, recipients, text))
 
 
@@ -65,21 +62,29 @@ def is_user(name: str) -> bool:
     return True
 
 
+def read_text(recipients: list[str]) -> str:
+    """The text from standard input, to its end."""
+    if os.isatty(0):
+        click.echo(f"To {', '.join(recipients)}; end with Control-D.", err=True)
+    try:
+        with open(0, "rb", closefd=False) as file:
+            return file.read().decode("utf-8", "replace")
+    except OSError as error:
+        raise click.ClickException(f"no text on standard input: {error.strerror}") from error
+
+
 def send(verb: str, subject: str, recipients: list[str], text: str) -> int:
     """One transaction; says per recipient what happened, and gives the exit status."""
     try:
         name = official_name(load())
     except ConfigError:
         name = official_name(Config())
-    sender = f"{pwd.getpwuid(os.getuid()).pw_name}@{name}"
-    message = compose(sender, subject, recipients, text)
+    sender = handover.spell_path(f"{own_name()}@{name}")
+    paths = [handover.spell_path(recipient) for recipient in recipients]
+    message = compose(sender, subject, [qualify(path, name) for path in paths], text)
     try:
-        client = handover.Client()
-        try:
-            paths = [quote_local_part(recipient) for recipient in recipients]
+        with handover.Client() as client:
             outcomes = client.deliver(verb, sender, paths, [message])
-        finally:
-            client.close()
     except handover.Refused as refused:
         outcomes = [refused.outcome] * len(recipients)
     for recipient, outcome in zip(recipients, outcomes, strict=True):
@@ -88,14 +93,36 @@ def send(verb: str, subject: str, recipients: list[str], text: str) -> int:
     return report(recipients, outcomes)
 
 
+def own_name() -> str:
+    """The login name of whoever runs this."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise click.ClickException("you have no account on this host") from None
+
+
+def qualify(path: str, name: str) -> str:
+    """`path` as an address for a header, which has a domain (RFC 5322 3.4.1)."""
+    return f"{path}@{name}" if path.endswith('"') or "@" not in path else path
+
+
 def compose(sender: str, subject: str, recipients: list[str], text: str) -> bytes:
-    """The message as octets with CRLF line ends; raises ValueError for a bad subject."""
+    """The message as octets with CRLF line ends.
+
+    `sender` and `recipients` are addresses. What the command line holds in another
+    character set than UTF-8 becomes replacement characters.
+    """
     message = EmailMessage(policy=SMTP.clone(cte_type="8bit"))
     message["Date"] = format_datetime(localtime())
     message["From"] = sender
     message["To"] = ", ".join(recipients)
     if subject:
-        message["Subject"] = " ".join(subject.split())
+        message["Subject"] = " ".join(make_readable(subject).split())
     message["Message-ID"] = make_msgid(domain=sender.partition("@")[2])
-    message.set_content(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    message.set_content(make_readable(text))
     return message.as_bytes()
+
+
+def make_readable(argument: str) -> str:
+    """An argument of the command line without the escapes of what could not be decoded."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

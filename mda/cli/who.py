@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import click
 
@@ -23,8 +22,7 @@ def command(as_json: bool) -> None:
     if as_json:
         keys = ("user", "terminal", "idle_seconds", "takes_messages")
         objects = [dict(zip(keys, (*row[:3], row[3] == "y"), strict=True)) for row in rows]
-        json.dump(objects, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        click.echo(json.dumps(objects, indent=2))
         return
     for user, device, idle, takes in rows:
         terminal = device.removeprefix("/dev/")

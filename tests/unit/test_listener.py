@@ -281,6 +281,14 @@ def test_a_nursery_that_has_stopped_is_replaced(sandbox: Sandbox) -> None:
         assert b"221" in dialogue(connect(sandbox, SMTP, "bob"), b"QUIT\r\n")
 
 
+def test_the_end_reaches_sessions_that_have_only_just_begun(sandbox: Sandbox) -> None:
+    with served(sandbox, *UNIX) as daemon, contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connect(sandbox, SMTP, "root"))
+        os.kill(daemon.pid, signal.SIGTERM)
+        assert daemon.process.wait(10) == 0
+
+
 def size_offered(sandbox: Sandbox) -> bytes:
     said = dialogue(connect(sandbox, SMTP, "bob"), b"EHLO x\r\nQUIT\r\n")
     return said.partition(b"250-SIZE ")[2].partition(b"\r\n")[0]
@@ -362,10 +370,11 @@ def test_a_delivery_in_hand_is_finished_before_the_end(sandbox: Sandbox) -> None
             fcntl.lockf(lock, fcntl.LOCK_EX)
             line = Line(connect(sandbox, SMTP, "bob"))
             line.say(b"EHLO x\r\n" + MAIL)
+            line.expect(b"354")
             (broker,) = daemon.brokers()
             wait_until(lambda: f"\t{UIDS['alice']}\t" in status_of(broker)["Uid"])
             os.kill(daemon.pid, signal.SIGTERM)
-            wait_until(lambda: not os.path.exists(f"/proc/{daemon.process.pid}/root{SMTP}"))
+            wait_until(lambda: not os.path.exists(f"/proc/{daemon.pid}/root{SMTP}"))
         line.expect(b"250 2.0.0 Delivered")
         line.expect(b"421 4.3.2")
         line.finish()
