@@ -49,16 +49,16 @@ def answering(path: Path, script: list[bytes]) -> Iterator[list[bytes]]:
     def converse() -> None:
         connection, _ = listening.accept()
         with connection, connection.makefile("rb") as lines:
-            end = None
+            is_greeting, is_text = True, False
             for reply in script:
                 line = b""
-                while end is not None and not (line and line.endswith(end)):
+                while not is_greeting and not (line == b".\r\n" if is_text else line):
                     line = lines.readline()
                     if not line:
                         return
                     said.append(line)
                 connection.sendall(reply)
-                end = b".\r\n" if reply.startswith(b"354") else b"\n"
+                is_greeting, is_text = False, reply.startswith(b"354")
 
     path.parent.mkdir(exist_ok=True, parents=True)
     path.unlink(missing_ok=True)
