@@ -406,10 +406,11 @@ class Master:
         self._nursery.close()
         signal.set_wakeup_fd(-1)
         until = time.monotonic() + _PATIENCE
-        # A broker that is told tells its session, which says 421 between two commands.
-        for pid in self._peer_of:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+        # A broker that is told tells its session, which says 421 between two commands. One
+        # that has only just been forked may not hear it yet, so all are told again.
         while self._peer_of and time.monotonic() < until:
+            for pid in self._peer_of:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
             self._reap()
             time.sleep(0.02)
