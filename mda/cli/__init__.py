@@ -74,7 +74,8 @@ def run() -> int:
     hold_standard_descriptors()
     if sys.argv[1:2] == ["deliver"]:
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup(1) ignores, and so do we
+                signal.signal(number, signal.default_int_handler)
         return keep_from_bouncing(lambda: group.main(prog_name="mda", standalone_mode=False) or 0)
     status: object = group.main(prog_name="mda", standalone_mode=True)
     return status if isinstance(status, int) else 0

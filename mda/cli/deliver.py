@@ -97,8 +97,8 @@ def hand_over(sender: str, users: list[str], verb: Verb) -> int:
     return report(users, outcomes)
 
 
-class NoMessage(Exception):
-    """Standard input cannot be read, or not to its end."""
+class NoMessage(click.ClickException):
+    """Standard input cannot be read, or not to its end: foreseen, and nothing to trace."""
 
 
 def read_message() -> Iterator[bytes]:

@@ -21,12 +21,12 @@ from mda.config import Config, ConfigError, load, official_name
 
 @click.command("send")
 @click.option("--send", "verb", flag_value="SEND", help="To the terminal or not at all.")
-@click.option("--soml", "verb", flag_value="SOML", default=True, help="Terminal, else mailbox.")
+@click.option("--soml", "verb", flag_value="SOML", help="Terminal, else mailbox.")
 @click.option("--saml", "verb", flag_value="SAML", help="Terminal and mailbox.")
 @click.option("--mail", "verb", flag_value="MAIL", help="To the mailbox only.")
 @click.option("-s", "subject", default="", metavar="SUBJECT")
 @click.argument("words", nargs=-1, required=True, metavar="USER[@HOST]... [TEXT]...")
-def command(verb: str, subject: str, words: tuple[str, ...]) -> None:
+def command(verb: str | None, subject: str, words: tuple[str, ...]) -> None:
     """Send a message to USER: on the terminal if they are logged in and take messages.
 
     The first argument names the recipients, with commas between them if there are

@@ -433,7 +433,7 @@ def test_deliver_without_a_readable_input_is_75_and_does_not_hang(
         words = ["sh", "-c", f'exec "$@" {redirection}', "sh", *MDA, "deliver", "-d", "alice"]
         done = sandbox.run(words, user=user)
     assert done.returncode == 75
-    assert done.stderr.startswith(b"4.3.0 mda deliver: no message on standard input: ")
+    assert done.stderr.startswith(b"4.3.5 mda deliver: no message on standard input: ")
     assert done.stderr.count(b"\n") == 1
     assert sandbox.mailbox("alice") is None
 
@@ -463,6 +463,23 @@ def test_deliver_that_is_interrupted_is_75(sandbox: Sandbox, user: str, number: 
         assert process.returncode == 75
         assert errors == b"4.3.0 mda deliver: interrupted\n"
     assert sandbox.mailbox("alice") is None
+
+
+def test_deliver_under_nohup_goes_on(sandbox: Sandbox) -> None:
+    with served(sandbox):
+        uid = str(UIDS["alice"])
+        identity = ["setpriv", "--reuid", uid, "--regid", uid, "--clear-groups"]
+        process = subprocess.Popen(
+            sandbox.inside([*identity, "nohup", *MDA, "deliver"]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        write_until_read(process, MESSAGE)
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+    assert body(sandbox.mailbox("alice")) == STORED
 
 
 def test_deliver_whose_session_is_killed_is_75(sandbox: Sandbox) -> None:
@@ -826,8 +843,8 @@ def test_send_does_not_need_a_configuration(sandbox: Sandbox) -> None:
 WHO = [
     b"220 x\r\n",
     (
-        b"250-2.0.0 bob /dev/pts/2 3661 n\r\n250-2.0.0 alice /dev/tty1 70 y\r\n"
-        b"250-2.0.0 alice /dev/pts/1 5 n\r\n250 2.0.0 3 terminals\r\n"
+        b"250-2.0.0 bob /dev/pts/2 3661 n\r\n250-2.0.0 alice /dev/pts/1 70 y\r\n"
+        b"250-2.0.0 alice /dev/tty1 5 n\r\n250 2.0.0 3 terminals\r\n"
     ),
 ]
 
@@ -836,8 +853,8 @@ def test_who_lists_by_name_and_the_least_idle_first(sandbox: Sandbox) -> None:
     done, said = run_beside(sandbox, WHO, "who", protocol="smtp")
     assert (done.returncode, done.stderr) == (0, b"")
     assert [line.split() for line in done.stdout.decode().splitlines()] == [
-        ["alice", "pts/1", "active", "messages", "n"],
-        ["alice", "tty1", "1m", "messages", "y"],
+        ["alice", "tty1", "active", "messages", "n"],
+        ["alice", "pts/1", "1m", "messages", "y"],
         ["bob", "pts/2", "1h01m", "messages", "n"],
     ]
     assert said == [b"XWHO\r\n"]
@@ -847,8 +864,8 @@ def test_who_for_programs_says_true_and_false(sandbox: Sandbox) -> None:
     done, _ = run_beside(sandbox, WHO, "who", "--json", protocol="smtp")
     rows = json.loads(done.stdout)
     assert [tuple(row.values()) for row in rows] == [
-        ("alice", "/dev/pts/1", 5, False),
-        ("alice", "/dev/tty1", 70, True),
+        ("alice", "/dev/tty1", 5, False),
+        ("alice", "/dev/pts/1", 70, True),
         ("bob", "/dev/pts/2", 3661, False),
     ]
     assert list(rows[0]) == ["user", "terminal", "idle_seconds", "takes_messages"]
