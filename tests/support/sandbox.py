@@ -50,6 +50,7 @@ for file in passwd group hosts nsswitch.conf; do mount --bind {root}/etc/$file /
 [ ! -e /etc/mailname ] || mount --bind /dev/null /etc/mailname
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs -o mode=755 tmpfs /home
+[ ! -d /sys/fs/cgroup ] || mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
 mount --bind {root}/mail /var/mail
 mount --bind {root}/spool /var/spool
 mkdir /run/mda

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from support.sandbox import UIDS, Sandbox
 
 from mda import config
 from mda.config import Config, ConfigError, load
@@ -412,3 +416,152 @@ def test_a_copy_has_other_values_in_one_section_only() -> None:
     assert (after.receiver.errors, after.receiver.hostname) == (7, "h")
     assert after.terminal.bell is False
     assert before.receiver.hostname == ""
+
+
+# -- what each key does, through the receiver ------------------------------------------
+
+
+def converse(sandbox: Sandbox, text: str, lines: bytes, *, peer: str = "bob") -> list[bytes]:
+    """All replies of one `mda receive` that has `text` as its configuration."""
+    ours, theirs = sandbox.connect_as(peer)
+    with ours:
+        ours.settimeout(30)
+        process = sandbox.start("receive", "--config", sandbox.configure(text), client=theirs)
+        theirs.close()
+        said = b""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            ours.sendall(lines)
+            while more := ours.recv(65_536):
+                said += more
+        _, errors = process.communicate(timeout=30)
+    assert b"Traceback" not in errors, errors
+    return said.splitlines()
+
+
+def deliver(sandbox: Sandbox, text: str, *recipients: str, peer: str = "bob") -> list[bytes]:
+    """The replies from the first RCPT on."""
+    addressed = "".join(f"RCPT TO:<{recipient}>\r\n" for recipient in recipients)
+    message = "Subject: x\r\n\r\nhello\r\n.\r\n"
+    lines = f"HELO x\r\nMAIL FROM:<b>\r\n{addressed}DATA\r\n{message}QUIT\r\n"
+    return converse(sandbox, text, lines.encode(), peer=peer)[3:]
+
+
+def test_hostname_stands_in_greeting_hello_stamp_and_farewell(sandbox: Sandbox) -> None:
+    text = '[receiver]\nhostname = "other.example"\n'
+    replies = converse(sandbox, text, b"HELO x\r\nQUIT\r\n")
+    assert [reply.split()[1] for reply in replies[:2]] == [b"other.example"] * 2
+    assert replies[2].startswith(b"221 2.0.0 other.example ")
+    assert deliver(sandbox, text, "alice@other.example")[0].startswith(b"250")
+    assert b"\tby other.example with SMTP id " in (sandbox.mailbox("alice") or b"")
+
+
+def test_local_domains_take_the_place_of_the_names_that_were_found(sandbox: Sandbox) -> None:
+    domains = '[receiver]\nlocal_domains = ["Example.org", "[192.0.2.1]"]\n'
+    for domain, before, after in (
+        ("example.ORG", b"550 5.7.1", b"250 2.1.5"),
+        ("[192.0.2.1]", b"550 5.7.1", b"250 2.1.5"),
+        ("localhost", b"250 2.1.5", b"550 5.7.1"),
+        ("mda.test", b"250 2.1.5", b"250 2.1.5"),
+    ):
+        assert deliver(sandbox, "", f"alice@{domain}")[0].startswith(before), domain
+        assert deliver(sandbox, domains, f"alice@{domain}")[0].startswith(after), domain
+
+
+def test_trusted_users_may_name_any_domain(sandbox: Sandbox) -> None:
+    far = "alice@far.example"
+    assert deliver(sandbox, "", far, peer="postfix")[0].startswith(b"250 2.1.5")
+    text = '[receiver]\ntrusted_users = ["bob"]\n'
+    assert deliver(sandbox, text, far, peer="postfix")[0].startswith(b"550 5.7.1")
+    assert deliver(sandbox, text, far, peer="bob")[0].startswith(b"250 2.1.5")
+
+
+@pytest.mark.parametrize("longest", [512, 8192])
+def test_command_line_is_the_longest_with_its_end(sandbox: Sandbox, longest: int) -> None:
+    text = f"[receiver]\ncommand_line = {longest}\n"
+    fits = b"NOOP " + b"x" * (longest - 7) + b"\r\n"
+    replies = converse(sandbox, text, fits + fits.replace(b" ", b" x") + b"QUIT\r\n")
+    assert [reply[:9] for reply in replies[1:3]] == [b"250 2.0.0", b"500 5.5.2"]
+
+
+def test_the_longest_path_of_the_longest_command_line_is_delivered(sandbox: Sandbox) -> None:
+    route = b",".join([b"@" + b"h" * 60 + b".example"] * 115)
+    envelope = b"MAIL FROM:<%b:b@c>\r\nRCPT TO:<%b:alice>\r\n"
+    lines = b"HELO x\r\n" + envelope + b"DATA\r\n\r\nhello\r\n.\r\nQUIT\r\n"
+    assert 8000 < len(route) < 8150
+    replies = converse(sandbox, "[receiver]\ncommand_line = 8192\n", lines % (route, route))
+    assert replies[-2].startswith(b"250 2.0.0 Delivered"), replies
+    assert (sandbox.mailbox("alice") or b"").startswith(b"From ")
+
+
+def test_uid_min_and_uid_max_say_who_has_mail(sandbox: Sandbox) -> None:
+    text = "[recipients]\nuid_min = 1002\nuid_max = 1002\n"
+    replies = deliver(sandbox, text, "alice", "bob", "carol")
+    assert [reply[:3] for reply in replies[:3]] == [b"550", b"250", b"550"]
+    assert deliver(sandbox, "", "mda")[0].startswith(b"550 5.1.1")
+    text = "[recipients]\nuid_min = 1\nuid_max = 999\n"
+    assert deliver(sandbox, text, "mda")[0].startswith(b"250 2.1.5")
+
+
+def test_postmaster_is_who_the_configuration_says(sandbox: Sandbox) -> None:
+    text = '[recipients]\npostmaster = "carol"\n'
+    assert deliver(sandbox, text, "PostMaster@mda.test")[2].startswith(b"250 2.0.0")
+    assert sandbox.mailbox("root") is None
+    assert sandbox.mailbox("carol") is not None
+    text = '[recipients]\npostmaster = "missing"\n'
+    assert deliver(sandbox, text, "postmaster")[0].startswith(b"451 4.3.5")
+
+
+def mailbox_state(sandbox: Sandbox, path: str) -> list[str]:
+    """Mode, owner and group of a file inside, and how often it has our text."""
+    state = sandbox.run(["stat", "-c", "%a %u %g", path]).stdout.decode().split()
+    return [*state, sandbox.run(["grep", "-c", "^hello$", path]).stdout.decode().strip()]
+
+
+def test_a_mailbox_in_a_home_is_the_users_and_nobody_elses(sandbox: Sandbox) -> None:
+    alice = str(UIDS["alice"])
+    try:
+        text = '[delivery]\nmailbox = "{home}/in-{user}"\n'
+        assert deliver(sandbox, text, "alice")[2].startswith(b"250 2.0.0")
+        assert mailbox_state(sandbox, "/home/alice/in-alice") == ["600", alice, alice, "1"]
+        assert sandbox.mailbox("alice") is None
+        text += "mailbox_mode = 0o640\n"
+        sandbox.run(["rm", "/home/alice/in-alice"])
+        assert deliver(sandbox, text, "alice")[2].startswith(b"250 2.0.0")
+        assert mailbox_state(sandbox, "/home/alice/in-alice") == ["600", alice, alice, "1"]
+    finally:
+        sandbox.run(["rm", "-f", "/home/alice/in-alice"])
+
+
+@pytest.mark.parametrize("mode", ["600", "620", "640", "660"])
+def test_a_mailbox_in_the_spool_has_the_mode_that_was_asked_for(
+    sandbox: Sandbox, mode: str
+) -> None:
+    text = f"[delivery]\nmailbox_mode = 0o{mode}\n"
+    assert deliver(sandbox, text, "alice")[2].startswith(b"250 2.0.0")
+    state = [mode, str(UIDS["alice"]), "8", "1"]
+    assert mailbox_state(sandbox, "/var/mail/alice") == state
+
+
+def test_a_mailbox_that_exists_keeps_its_mode(sandbox: Sandbox) -> None:
+    mailbox = sandbox.root / "mail/alice"
+    mailbox.touch()
+    os.chown(mailbox, UIDS["alice"], 8)
+    mailbox.chmod(0o600)
+    assert deliver(sandbox, "", "alice")[2].startswith(b"250 2.0.0")
+    assert mailbox.stat().st_mode & 0o7777 == 0o600
+
+
+def test_lock_seconds_are_for_all_recipients_together(sandbox: Sandbox) -> None:
+    with contextlib.ExitStack() as held:
+        for user in ("alice", "carol"):
+            mailbox = sandbox.root / "mail" / user
+            mailbox.touch()
+            os.chown(mailbox, UIDS[user], 8)
+            fcntl.lockf(held.enter_context(mailbox.open("r+b")), fcntl.LOCK_EX)
+        begin = time.monotonic()
+        replies = deliver(sandbox, "[delivery]\nlock_seconds = 1\n", "alice", "carol")
+        took = time.monotonic() - begin
+    assert replies[3].startswith(b"451 4."), replies
+    assert 1.0 <= took < 1.9
+    assert (sandbox.mailbox("alice"), sandbox.mailbox("carol")) == (b"", b"")
+    assert sorted(os.listdir(sandbox.root / "mail")) == ["alice", "carol"]
