@@ -292,6 +292,13 @@ def test_foreign_file_is_not_overwritten(host: InstalledHost) -> None:
     command.write_bytes(kept)
 
 
+def test_sockets_come_up_however_often_they_are_restarted(host: InstalledHost) -> None:
+    for unit in ("mda-smtp.socket", "mda-lmtp.socket"):
+        host.run(f"for i in 1 2 3 4 5 6 7 8 9 10; do systemctl restart {unit} || exit; done")
+        assert host.run(f"systemctl is-active {unit}").stdout == "active\n"
+
+
+
 def test_sockets_are_there_again_after_a_reboot(host: InstalledHost) -> None:
     # What the boot does: the units from the disk, /run made anew.
     host.run("systemctl stop mda-smtp.socket mda-lmtp.socket; rm -r /run/mda")

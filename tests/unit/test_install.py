@@ -97,8 +97,10 @@ def read_unit(name: str) -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("protocol", ["smtp", "lmtp"])
 def test_sockets_are_as_decision_9_says(protocol: str) -> None:
-    unit = read_unit(f"mda-{protocol}.socket")["Socket"]
+    sections = read_unit(f"mda-{protocol}.socket")
+    unit = sections["Socket"]
 
+    assert sections["Unit"]["StartLimitIntervalSec"] == "0"
     expected = {
         "ListenStream": f"/run/mda/{protocol}.sock",
         "SocketMode": "0666",
