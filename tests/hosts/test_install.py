@@ -298,7 +298,6 @@ def test_sockets_come_up_however_often_they_are_restarted(host: InstalledHost) -
         assert host.run(f"systemctl is-active {unit}").stdout == "active\n"
 
 
-
 def test_sockets_are_there_again_after_a_reboot(host: InstalledHost) -> None:
     # What the boot does: the units from the disk, /run made anew.
     host.run("systemctl stop mda-smtp.socket mda-lmtp.socket; rm -r /run/mda")
