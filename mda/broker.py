@@ -38,7 +38,7 @@ TEMPORARY_FAILURE = 75
 _CANNOT_TELL = Outcome(451, "4.3.0", "Cannot tell who is logged in on this host")
 _MOST_ACCOUNTS = 1000
 _MOST_ROWS = 400
-_LARGEST_TEXT = 1 << 41  # quoting at most doubles the largest receiver.message_size
+_NO_TERMINALS = Outcome(451, "4.3.5", "Terminals cannot be written to on this host")
 _LATEST_DEADLINE = 1 << 60
 
 
@@ -118,9 +118,14 @@ class Acting:
             self._give_back()
 
     def _give_back(self) -> None:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups([])
+        try:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups([])
+        except OSError as error:
+            # Not to be caught by whoever expects an error of a mailbox or a terminal.
+            log.write("identity", log.ERROR, error=str(error))
+            os._exit(TEMPORARY_FAILURE)
 
 
 def drop_for_good(identities: Identities) -> None:
@@ -165,7 +170,7 @@ def be_session(
     status = TEMPORARY_FAILURE
     try:
         converse = load_session()
-        limit_writing(2 * config.receiver.message_size + 1_048_576)
+        limit_writing(largest_text(config))
         drop_for_good(identities)
         status = converse(broker)
     except Exception:  # noqa: BLE001 (the outermost of this process)
@@ -189,8 +194,13 @@ def leave_client() -> None:
         os.close(null)
 
 
+def largest_text(config: Config) -> int:
+    """The most bytes that a message can have as it is kept: quoting at most doubles it."""
+    return 2 * config.receiver.message_size + 1_048_576
+
+
 def limit_writing(most: int) -> None:
-    """The session keeps one message, which quoting at most doubles; it writes nothing else."""
+    """The session keeps one message, and writes nothing else."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if hard != resource.RLIM_INFINITY:
         most = min(most, hard)
@@ -331,19 +341,26 @@ class Answers:
         outcome, account = self._find(local_part)
         if account is None:
             return outcome, 0
-        terminals = self._find_terminals(account)
-        if isinstance(terminals, Outcome):
-            return terminals, 0
-        with self._as_terminal_writer():
-            return self._tty.probe(terminals, account.uid, self._identities.terminal_gid)
+        try:
+            terminals = self._find_terminals(account)
+            if isinstance(terminals, Outcome):
+                return terminals, 0
+            with self._as_terminal_writer():
+                return self._tty.probe(terminals, account.uid, self._identities.terminal_gid)
+        except OSError as error:
+            return classify_os_error(error, "asking for terminals"), 0
 
     def _show(self, account: Account, block: bytes) -> Outcome:
-        terminals = self._find_terminals(account)
-        if isinstance(terminals, Outcome):
-            return terminals
+        """An error here is an outcome too: the mailbox may have the message already."""
         gid = self._identities.terminal_gid
-        with self._as_terminal_writer():
-            return self._tty.show(terminals, account.uid, gid, block)
+        try:
+            terminals = self._find_terminals(account)
+            if isinstance(terminals, Outcome):
+                return terminals
+            with self._as_terminal_writer():
+                return self._tty.show(terminals, account.uid, gid, block)
+        except OSError as error:
+            return classify_os_error(error, "writing to a terminal")
 
     def _find_terminals(self, account: Account) -> list[Terminal] | Outcome:
         """Candidates for this peer's message, or why there can be none (decision 8)."""
@@ -353,6 +370,8 @@ class Answers:
         is_person = recipients.uid_min <= account.uid <= recipients.uid_max
         if not is_person and account.uid != self._identities.only_uid:
             return Outcome(550, "5.7.1", "No terminal messages for this account")
+        if self._identities.terminal_gid == -1:
+            return _NO_TERMINALS
         logins = self._sessions.find_terminals(account.uid)
         return logins.terminals if logins.is_available else _CANNOT_TELL
 
@@ -380,7 +399,7 @@ class Answers:
         if len(fields) != 7 or fields[0] not in VERBS:
             raise wire.WireError("malformed request")
         verb, local_part, prefix, size_field, block, clipped, deadline = fields
-        size = wire.read_number(size_field, _LARGEST_TEXT)
+        size = wire.read_number(size_field, largest_text(self._config))
         latest = time.monotonic() + self._config.delivery.lock_seconds
         until = min(wire.read_number(deadline, _LATEST_DEADLINE) / 1000, latest)
         outcome, account = self._find(local_part)
@@ -453,15 +472,21 @@ class Answers:
         )
 
     def _list_logins(self) -> tuple[Outcome, list[bytes]]:
-        found, is_available = self._sessions.list_logins()
+        gid = self._identities.terminal_gid
+        if gid == -1:
+            return _NO_TERMINALS, []
+        rows = []
+        try:
+            found, is_available = self._sessions.list_logins()
+            with self._as_terminal_writer():
+                for uid, terminal in found:
+                    state = self._tty.describe(terminal, uid, gid)
+                    if state is not None:
+                        rows.append((uid, terminal.device, *state))
+        except OSError as error:
+            return classify_os_error(error, "asking for terminals"), []
         if not is_available:
             return _CANNOT_TELL, []
-        rows = []
-        with self._as_terminal_writer():
-            for uid, terminal in found:
-                state = self._tty.describe(terminal, uid, self._identities.terminal_gid)
-                if state is not None:
-                    rows.append((uid, terminal.device, *state))
         lines = [
             b"%s %s %d %s" % (os.fsencode(user), os.fsencode(device), idle, takes.encode())
             for uid, device, idle, takes in rows

@@ -32,6 +32,18 @@ TTY = 5
 SPEC = find_spec("mda")
 assert SPEC is not None
 assert SPEC.origin is not None
+STRANDED = """
+import os, sys
+sys.path.append(sys.argv[1])
+from mda import broker, log
+from mda.config import Config
+log.open_log(may_use_stderr=True)
+try:
+    with broker.Acting(broker.Identities(Config()), 1001, 1001, []):
+        os.setresuid(1001, 1001, 1001)
+except OSError:
+    os.write(1, b"went on")
+"""
 PREFIX = b"From bob@example.org Thu Jan  1 00:00:00 1970\nReturn-Path: <bob@example.org>\n"
 TEXT = b"Subject: x\n\nhello\n"
 STORED = PREFIX + TEXT + b"\n"
@@ -560,6 +572,16 @@ def test_a_mailbox_at_home_is_written_as_the_user_with_his_own_groups(
     finally:
         groups.write_text(whole)
         sandbox.run(["rm", "-r", "/home/alice/shared", "/home/bob/shared"])
+
+
+def test_a_broker_that_cannot_come_back_ends_at_once(sandbox: Sandbox) -> None:
+    """It must not answer one more request as the user whom it had become."""
+    assert SPEC is not None
+    assert SPEC.origin is not None
+    package = str(Path(SPEC.origin).parent.parent)
+    done = sandbox.run([*start_command()[:-1], "-c", STRANDED, package])
+    assert (done.returncode, done.stdout) == (75, b"")
+    assert b"identity" in done.stderr
 
 
 def test_each_step_is_taken_under_its_own_identity(
