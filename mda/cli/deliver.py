@@ -83,12 +83,14 @@ def deliver(sender: str, users: list[str], verb: Verb, config_file: str) -> int:
 
 def hand_over(sender: str, users: list[str], verb: Verb) -> int:
     """Give the message to the LMTP socket (decision 2): a user cannot write the spool."""
-    from mda.cli import handover  # parses, and so is nothing for root, who is a broker
+    # Both parse, and so are nothing for root, who is a broker.
+    from mda.cli import handover
+    from mda.receiver.grammar import spell_path
 
     # The MTA that calls has judged the sender; what no command can carry becomes "?".
     octets = sender.encode("utf-8", "replace")[:_LONGEST_SENDER]
-    reverse_path = handover.spell_path("".join(chr(c) if 32 <= c < 127 else "?" for c in octets))
-    forward_paths = [handover.spell_path(user) for user in users]
+    reverse_path = spell_path("".join(chr(c) if 32 <= c < 127 else "?" for c in octets))
+    forward_paths = [spell_path(user) for user in users]
     try:
         with handover.Client() as client:
             outcomes = client.deliver(verb, reverse_path, forward_paths, read_message())

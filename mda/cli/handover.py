@@ -14,7 +14,6 @@ import socket
 
 from mda.config import LMTP_SOCKET, SMTP_SOCKET
 from mda.model import Outcome
-from mda.receiver import grammar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,34 +52,6 @@ def find_socket(protocol: str) -> str | None:
         if os.path.exists(path):
             return path
     return None
-
-
-def spell_path(address: str) -> str:
-    """`address` as it stands between the brackets of a path (RFC 821 4.1.2).
-
-    What is a path stays as it is. Else the local part is put in quotes, or the whole where
-    even that makes no path. A backslash outside of quotes belongs to the name, as in
-    `DOMAIN\\user`. What not even quotes can hold comes back as it is, for `_ask` to refuse.
-    """
-    local_part, at, domain = address.rpartition("@") if "@" in address else (address, "", "")
-    candidates = [f"{_quote(local_part)}{at}{domain}", _quote(address)]
-    if "\\" not in address or address.startswith('"'):
-        candidates.insert(0, address)
-    return next((each for each in candidates if _is_path(each)), address)
-
-
-def _quote(local_part: str) -> str:
-    escaped = local_part.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _is_path(text: str) -> bool:
-    octets = text.encode("utf-8", "replace")
-    try:
-        path, rest = grammar.parse_path(b"<%b>" % octets)
-    except grammar.PathError:
-        return False
-    return path.text == octets and not rest
 
 
 class Client:

@@ -17,6 +17,7 @@ import click
 from mda.cli import handover
 from mda.cli.deliver import report
 from mda.config import Config, ConfigError, load, official_name
+from mda.receiver.grammar import spell_path
 
 
 @click.command("send")
@@ -79,8 +80,8 @@ def send(verb: str, subject: str, recipients: list[str], text: str) -> int:
         name = official_name(load())
     except ConfigError:
         name = official_name(Config())
-    sender = handover.spell_path(f"{own_name()}@{name}")
-    paths = [handover.spell_path(recipient) for recipient in recipients]
+    sender = spell_path(f"{own_name()}@{name}")
+    paths = [spell_path(recipient) for recipient in recipients]
     message = compose(sender, subject, [qualify(path, name) for path in paths], text)
     try:
         with handover.Client() as client:

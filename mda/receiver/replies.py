@@ -44,6 +44,11 @@ def of_outcome(outcome: Outcome, subject: str = "") -> Reply:
     return Reply(outcome.code, outcome.enhanced, text)
 
 
+def to_outcome(reply: Reply) -> Outcome:
+    """A one-line reply as the value that it would have been at a seam below."""
+    return Outcome(reply.code, reply.enhanced, reply.lines[0])
+
+
 def greeting(name: str) -> Reply:
     """The first reply of a session (RFC 821 3.5)."""
     return Reply(220, "", f"{name} mda ready")
@@ -93,4 +98,6 @@ TOO_LARGE = Reply(552, "5.3.4", "Message too large")
 RELAYING_DENIED = Reply(550, "5.7.1", "Mailbox is not on this host, and we do not relay")
 MAIL_LOOP = Reply(554, "5.4.6", "Too many Received lines: a mail loop")
 
-NOT_ACTIVE_WILL_MAIL = "User not active now, so will do mail"
+# RFC 821 Appendix F, scenario 5: "User not active now, so will do mail".
+NOT_ACTIVE = "User not active now"
+WILL_MAIL = ", so will do mail"

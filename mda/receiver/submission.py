@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mda.model import Outcome, Path
-from mda.receiver import grammar
+from mda.receiver import grammar, replies
 from mda.receiver.transaction import Transaction
 from mda.wire import WireError
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from mda.config import Config
     from mda.model import Peer, Recipient, Verb
-    from mda.receiver.replies import Reply
     from mda.wire import Broker
 
 
@@ -38,7 +37,7 @@ def submit(
     try:
         opened = transaction.open(verb, reverse_path(sender))
         if not opened.is_accepted:
-            return [_outcome(opened)] * len(users)
+            return [replies.to_outcome(opened)] * len(users)
         return _run(transaction, users, message)
     except WireError:
         return [Outcome(451, "4.3.0", "Local error")] * len(users)
@@ -59,18 +58,21 @@ def reverse_path(sender: str) -> Path:
 def forward_path(user: str) -> Path:
     """The path that `user` is (a login name, or an address), or one that is nobody's."""
     text = user.encode("utf-8", "surrogateescape")[:1000]
+    spelt = grammar.spell_path(user).encode("utf-8", "surrogateescape")[:1000]
     try:
-        path, rest = grammar.parse_path(b"<" + text + b">")
+        path, rest = grammar.parse_path(b"<" + spelt + b">")
     except grammar.PathError:
         return Path(text, (), text, b"")
-    return path if path.text and not rest else Path(text, (), text, b"")
+    if rest or not path.text:
+        return Path(text, (), text, b"")
+    return Path(text, (), path.local_part, path.domain)
 
 
 def _run(transaction: Transaction, users: list[str], message: Iterable[bytes]) -> list[Outcome]:
     outcomes: list[Outcome] = []
     accepted: list[int] = []
     for number, user in enumerate(users):
-        outcomes.append(_outcome(transaction.address(forward_path(user))))
+        outcomes.append(replies.to_outcome(transaction.address(forward_path(user))))
         if outcomes[-1].is_done:
             accepted.append(number)
     if not accepted:
@@ -97,7 +99,3 @@ def unix_lines(message: Iterable[bytes]) -> Iterable[bytes]:
         yield held
     if held or last not in (b"\n", b""):
         yield b"\n"
-
-
-def _outcome(reply: Reply) -> Outcome:
-    return Outcome(reply.code, reply.enhanced, reply.lines[0])

@@ -53,10 +53,7 @@ class TextStore:
         """Add a piece of the text (LF line ends) as it comes."""
         self.received_size += len(octets)
         if self.received_size > self._limit:
-            too_large = replies.TOO_LARGE
-            self.error = self.error or Outcome(
-                too_large.code, too_large.enhanced, too_large.lines[0]
-            )
+            self.error = self.error or replies.to_outcome(replies.TOO_LARGE)
         self._keep(self._filter.feed(octets))
 
     def finish(self) -> None:
@@ -64,8 +61,7 @@ class TextStore:
         self._keep(self._filter.finish())
         self._store(self._quoter.finish())
         if self._filter.received_count > MAX_RECEIVED:
-            loop = replies.MAIL_LOOP
-            self.error = self.error or Outcome(loop.code, loop.enhanced, loop.lines[0])
+            self.error = self.error or replies.to_outcome(replies.MAIL_LOOP)
         if self.fd != -1 and not self._is_on_disk:
             seal_memory(self.fd)
 
@@ -189,7 +185,10 @@ class Transaction:
         outcome, recipient.width = self._broker.probe(recipient.path.local_part)
         if outcome.is_done or verb == "SEND":
             return outcome
-        return Outcome(250, "2.1.5", replies.NOT_ACTIVE_WILL_MAIL)
+        # Only 450 is an answer about the person; nobody is called away for our faults.
+        is_away = outcome.code == 450
+        reason = replies.NOT_ACTIVE if is_away else outcome.text
+        return Outcome(250, "2.1.5", reason + replies.WILL_MAIL)
 
     def _refuse(self, path: Path, reply: Reply) -> Reply:
         log.write(

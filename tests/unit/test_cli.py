@@ -941,3 +941,12 @@ def test_the_host_s_sockets_are_for_everybody(sandbox: Sandbox) -> None:
         run = Path(f"/proc/{daemon.pid}/root/run/mda")
         modes = {path.name: path.stat().st_mode & 0o777 for path in run.glob("*.sock")}
     assert modes == {"smtp.sock": 0o666, "lmtp.sock": 0o666}
+
+
+@pytest.mark.parametrize("user", ["root", "bob"])
+def test_a_backslash_in_a_login_name_leads_to_nobody_else(sandbox: Sandbox, user: str) -> None:
+    """`DOMAIN\\user` is a name of winbind's, and no quoted pair of a path."""
+    with served(sandbox):
+        done = sandbox.run([*MDA, "deliver", "-d", "ali\\ce"], user=user, input=MESSAGE)
+    assert done.returncode == 67, done.stderr
+    assert sandbox.mailbox("alice") is None
