@@ -274,7 +274,7 @@ def preload() -> None:
     import psutil  # noqa: F401
 
     from mda.delivery import deliver, mbox  # noqa: F401
-    from mda.recipients import resolve  # noqa: F401
+    from mda.recipients import fullname, resolve  # noqa: F401
     from mda.terminal import sessions, tty  # noqa: F401
 
 
@@ -285,9 +285,10 @@ class Answers:
         # Loaded here: after the fork, so that the greeting need not wait for them, and
         # before any change of identity, which could make them unreadable.
         from mda.delivery import deliver, mbox
-        from mda.recipients import resolve
+        from mda.recipients import fullname, resolve
         from mda.terminal import sessions, tty
 
+        self._fullname = fullname
         self._run = deliver.run
         self._append = mbox.append
         self._resolve = resolve.resolve
@@ -307,6 +308,9 @@ class Answers:
                 return wire.pack_outcome(
                     outcome, *([os.fsencode(account.user)] if account else [])
                 ), -1
+            case [wire.VERIFY, string, kind]:
+                outcome, *names = self._verify(string, may_be_full_name=kind == b"anything")
+                return wire.pack_outcome(outcome, *map(os.fsencode, names)), -1
             case [wire.PROBE, local_part]:
                 outcome, width = self._probe(local_part)
                 return wire.pack_outcome(outcome, b"%d" % width), -1
@@ -336,6 +340,24 @@ class Answers:
         if found[0].is_done and len(self._accounts) < _MOST_ACCOUNTS:
             self._accounts[name] = found
         return found
+
+    def _verify(self, string: bytes, *, may_be_full_name: bool) -> tuple[Outcome, str, str]:
+        """Whose mailbox `string` is or, where that is allowed, who is called so."""
+        recipients = self._config.recipients
+        outcome, account = self._find(string)
+        if outcome.code == 550 and may_be_full_name and self._config.receiver.vrfy_names:
+            persons = (recipients.uid_min, recipients.uid_max)
+            outcome, user = self._fullname.find_person(string, persons, self._identities.only_uid)
+            if outcome.is_done:
+                outcome, account = self._find(os.fsencode(user))
+        if account is None:
+            return outcome, "", ""
+        if string.lower() == b"postmaster":
+            return outcome, "postmaster", ""
+        try:
+            return outcome, account.user, self._fullname.full_name(account.user)
+        except OSError:
+            return outcome, account.user, ""
 
     def _probe(self, local_part: bytes) -> tuple[Outcome, int]:
         outcome, account = self._find(local_part)

@@ -63,9 +63,19 @@ class Receiver(Section):
     trusted_users: tuple[str, ...] = ("postfix", "Debian-exim", "opensmtpd", "smtpd", "_smtpd")
     message_size: int = 52_428_800
     command_line: int = 2048
+    path: int = 1000
+    text_line: int = 0
     recipients: int = 1000
+    received_lines: int = 100
+    strict_syntax: bool = False
+    bare_newlines: str = "accept"
+    vrfy: str = "local"
+    vrfy_networks: tuple[str, ...] = ()
+    vrfy_names: bool = False
     idle_seconds: int = 300
+    session_seconds: int = 14_400
     errors: int = 50
+    junk_commands: int = 100
     connections_per_user: int = 20
     connections: int = 400
 
@@ -133,9 +143,14 @@ SECTIONS: dict[str, dict[str, Any]] = {
 RANGES: dict[str, tuple[int, int]] = {
     "receiver.message_size": (65_536, 1 << 40),
     "receiver.command_line": (512, 8192),
+    "receiver.path": (256, 8192),
+    "receiver.text_line": (0, 1 << 40),
     "receiver.recipients": (100, 100_000),
+    "receiver.received_lines": (10, 10_000),
     "receiver.idle_seconds": (10, 86_400),
+    "receiver.session_seconds": (60, 604_800),
     "receiver.errors": (5, 1_000_000),
+    "receiver.junk_commands": (20, 1_000_000),
     "receiver.connections_per_user": (1, 256),
     "receiver.connections": (1, 100_000),
     "recipients.uid_min": (1, 1 << 31),
@@ -145,7 +160,11 @@ RANGES: dict[str, tuple[int, int]] = {
     "terminal.lines": (1, 60),
     "terminal.bytes": (256, 8192),
 }
-CHOICES: dict[str, tuple[str, ...]] = {"terminal.peers": ("local", "loopback", "all")}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "receiver.bare_newlines": ("accept", "reject"),
+    "receiver.vrfy": ("local", "networks", "nobody"),
+    "terminal.peers": ("local", "loopback", "all"),
+}
 # Others may do nothing with a mailbox, and nobody may run it.
 MAILBOX_MODES = (0o600, 0o620, 0o640, 0o660)
 
@@ -291,6 +310,8 @@ def _judge(section: str, key: str, value: object) -> str:
         low, high = RANGES[name]
         if not low <= value <= high:
             return f"must be between {low} and {high}, not {_show(value)}"
+    if isinstance(value, str) and name in CHOICES:
+        return _judge_item(name, value)
     return _JUDGES[name](value) if name in _JUDGES else ""
 
 
@@ -302,7 +323,20 @@ def _judge_item(name: str, item: object) -> str:
         return f"{_show(item)} is not one of {', '.join(choices)}"
     if name == "receiver.local_domains" and not (_is_host_name(item) or _is_literal(item)):
         return f"{_show(item)} is not a domain"
+    if name == "receiver.vrfy_networks" and not is_network(item):
+        return f"{_show(item)} is not a network, such as 192.0.2.0/24"
     return ""
+
+
+def is_network(text: str) -> bool:
+    """An address, or a network with the length of its prefix."""
+    import ipaddress  # only where the file names a network
+
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 _KINDS: dict[type, str] = {
@@ -350,6 +384,10 @@ def _judge_mode(mode: Any) -> str:
     return "" if mode in MAILBOX_MODES else f"must be one of {allowed}"
 
 
+def _judge_text_line(octets: Any) -> str:
+    return "" if octets == 0 or octets >= 1000 else "must be 0, for no limit, or at least 1000"
+
+
 def _judge_directory(path: Any) -> str:
     return "" if path.startswith("/") and path.isprintable() else "must be an absolute path"
 
@@ -369,6 +407,7 @@ def _judge_template(template: Any) -> str:
 
 _JUDGES: dict[str, Callable[[Any], str]] = {
     "receiver.hostname": _judge_host_name,
+    "receiver.text_line": _judge_text_line,
     "recipients.postmaster": _judge_account,
     "delivery.mailbox": _judge_template,
     "delivery.mailbox_mode": _judge_mode,

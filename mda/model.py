@@ -126,13 +126,17 @@ class Recipient:
 
 
 class Envelope:
-    """One open transaction: its verb, its reverse-path, its recipients so far."""
+    """One open transaction: its verb, its reverse-path, its recipients so far.
 
-    __slots__ = ("recipients", "reverse_path", "verb")
+    `is_utf8` says that the client has asked for SMTPUTF8 (RFC 6531).
+    """
 
-    def __init__(self, verb: Verb, reverse_path: Path) -> None:
+    __slots__ = ("is_utf8", "recipients", "reverse_path", "verb")
+
+    def __init__(self, verb: Verb, reverse_path: Path, is_utf8: bool = False) -> None:
         self.verb: Verb = verb
         self.reverse_path = reverse_path
+        self.is_utf8 = is_utf8
         self.recipients: list[Recipient] = []
 
 
@@ -142,10 +146,19 @@ class Peer:
     `address` is printable ASCII ("127.0.0.1", "uid 1000", "" for a pipe); `uid` is -1
     where the kernel names none; `user` is the login name of a verified person, else "";
     `is_trusted` marks an MTA of this host (decision 8); `may_use_terminals` says
-    whether SEND, SOML and SAML are offered to this peer.
+    whether SEND, SOML and SAML are offered to this peer, `may_ask_names` whether VRFY
+    and EXPN tell it anything.
     """
 
-    __slots__ = ("address", "is_trusted", "kind", "may_use_terminals", "uid", "user")
+    __slots__ = (
+        "address",
+        "is_trusted",
+        "kind",
+        "may_ask_names",
+        "may_use_terminals",
+        "uid",
+        "user",
+    )
 
     def __init__(
         self,
@@ -155,6 +168,7 @@ class Peer:
         user: str = "",
         is_trusted: bool = False,
         may_use_terminals: bool = False,
+        may_ask_names: bool = False,
     ) -> None:
         self.kind: PeerKind = kind
         self.address = address
@@ -162,3 +176,4 @@ class Peer:
         self.user = user
         self.is_trusted = is_trusted
         self.may_use_terminals = may_use_terminals
+        self.may_ask_names = may_ask_names

@@ -22,6 +22,7 @@ RESOLVE = b"resolve"
 PROBE = b"probe"
 SPOOL = b"spool"
 DELIVER = b"deliver"
+VERIFY = b"verify"
 WHO = b"who"
 # The only frame that nobody has asked for: the broker ends, and the session should.
 STOP = b"stop"
@@ -131,6 +132,16 @@ class Broker:
         """Whose mail `local_part` is: the outcome, and the account's name if it is 2xx."""
         outcome, more, _ = self._ask(RESOLVE, local_part)
         return outcome, more[0].decode("utf-8", "surrogateescape") if more else ""
+
+    def verify(self, string: bytes, *, may_be_full_name: bool) -> tuple[Outcome, str, str]:
+        """Whom `string` names: the outcome, the local part of the mailbox, the full name.
+
+        `may_be_full_name` lets it be more than a mailbox. 553 for several persons.
+        """
+        kind = b"anything" if may_be_full_name else b"mailbox"
+        outcome, more, _ = self._ask(VERIFY, string, kind)
+        names = [each.decode("utf-8", "surrogateescape") for each in more] or ["", ""]
+        return outcome, names[0], names[1]
 
     def probe(self, local_part: bytes) -> tuple[Outcome, int]:
         """Would a terminal of this user take the peer's message now, and how wide is it."""

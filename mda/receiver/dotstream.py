@@ -12,12 +12,22 @@ _END = b"\r\n.\r\n"
 class DotStream:
     """One message's data; feed it what arrives until `is_ended`.
 
-    `rest` then holds the octets that came behind the end of data.
+    `rest` then holds the octets that came behind the end of data. `has_bare_newline` says
+    that a CR or LF stood alone so far; it is looked for only if `minds_newlines`.
     """
 
-    __slots__ = ("_is_first", "_pending", "is_ended", "rest")
+    __slots__ = (
+        "_is_first",
+        "_minds_newlines",
+        "_pending",
+        "has_bare_newline",
+        "is_ended",
+        "rest",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, *, minds_newlines: bool = False) -> None:
+        self._minds_newlines = minds_newlines
+        self.has_bare_newline = False
         # The first line follows DATA's own CRLF, so a dot there is first on its line.
         self._pending = b"\r\n"
         self._is_first = True
@@ -35,7 +45,12 @@ class DotStream:
         else:
             held = _held_back(buffer)
             region, self._pending = buffer[: len(buffer) - held], buffer[len(buffer) - held :]
-        text = region.replace(b"\r\n.", b"\r\n").replace(b"\r\n", b"\n")
+        unstuffed = region.replace(b"\r\n.", b"\r\n")
+        text = unstuffed.replace(b"\r\n", b"\n")
+        if self._minds_newlines and not self.has_bare_newline:
+            # Each CRLF has lost one octet and left one LF.
+            pairs = len(unstuffed) - len(text)
+            self.has_bare_newline = b"\r" in text or text.count(b"\n") != pairs
         if self._is_first and text:
             self._is_first = False
             return text[1:]

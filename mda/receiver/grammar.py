@@ -1,17 +1,26 @@
-"""The arguments of commands: paths, parameters, host names (RFC 821 4.1.2, 5321 4.1.2)."""
+"""The arguments of commands: paths, parameters, host names (RFC 821 4.1.2, 5321 4.1.2).
+
+Octets from 0x80 on stand in paths as UTF-8 (RFC 6531 3.3); whether the transaction allows
+them is the protocol's to say.
+"""
 
 from __future__ import annotations
+
+import _socket
 
 from mda.model import Path
 
 # <c> of RFC 821: any ASCII character but SP, controls and the specials.
 _SPECIALS = b'<>()[]\\.,;:@"'
-_ATOM = frozenset(c for c in range(33, 127) if c not in _SPECIALS)
-_LABEL = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+_UTF8 = frozenset(range(128, 256))
+_ATOM = frozenset(c for c in range(33, 127) if c not in _SPECIALS) | _UTF8
+# The underscore is no letter of RFC 1123, and stands in the names of many a host.
+_LABEL = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") | _UTF8
 _DIGITS = frozenset(b"0123456789")
-_LITERAL = _LABEL | frozenset(b".:")
-_QUOTED = frozenset(range(32, 127)) - frozenset(b'"\\')
-_ESCAPED = frozenset(range(32, 127))
+_LITERAL = frozenset(range(33, 127)) - frozenset(b"[]\\")
+_ESCAPED = frozenset(range(32, 127)) | _UTF8
+_QUOTED = _ESCAPED - frozenset(b'"\\')
+_PRINTABLE = bytes(range(32, 127))
 
 _LONGEST_LABEL = 63
 
@@ -29,14 +38,29 @@ def parse_path(text: bytes) -> tuple[Path, bytes]:
         raise PathError("a path stands in angle brackets")
     if text[:2] == b"<>":
         return Path(b"", (), b"", b""), text[2:]
-    at, route = _take_route(text, 1)
+    at, path = _take_path(text, 1)
+    if text[at : at + 1] != b">":
+        raise PathError("no closing bracket where one is due")
+    return path, text[at + 1 :]
+
+
+def parse_bare_path(text: bytes) -> tuple[Path, bytes]:
+    """Like `parse_path`, for a path whose sender has left the brackets out."""
+    at, path = _take_path(text, 0)
+    if text[at : at + 1] not in (b"", b" "):
+        raise PathError("a path ends in a space")
+    return path, text[at:]
+
+
+def _take_path(text: bytes, start: int) -> tuple[int, Path]:
+    at, route = _take_route(text, start)
     at, local_part = _take_local_part(text, at)
     domain = b""
     if text[at : at + 1] == b"@":
         at, domain = _take_domain(text, at + 1)
-    if text[at : at + 1] != b">":
-        raise PathError("no closing bracket where one is due")
-    return Path(text[1:at], route, local_part, domain), text[at + 1 :]
+    if not is_text(text[start:at]):
+        raise PathError("octets that are no characters of a name")
+    return at, Path(text[start:at], route, local_part, domain)
 
 
 def _take_route(text: bytes, at: int) -> tuple[int, tuple[bytes, ...]]:
@@ -57,20 +81,23 @@ def _take_route(text: bytes, at: int) -> tuple[int, tuple[bytes, ...]]:
 def _take_local_part(text: bytes, at: int) -> tuple[int, bytes]:
     if text[at : at + 1] == b'"':
         return _take_quoted_string(text, at + 1)
-    start = at
     local_part = bytearray()
+    is_part_begun = False
     while at < len(text):
         char = text[at]
         if char == ord("\\") and text[at + 1 : at + 2] and text[at + 1] in _ESCAPED:
             at += 1
             char = text[at]
-        elif char == ord(".") and at > start and text[at - 1] != ord("."):
-            pass
-        elif char not in _ATOM:
+            is_part_begun = True
+        elif char == ord(".") and is_part_begun:
+            is_part_begun = False
+        elif char in _ATOM:
+            is_part_begun = True
+        else:
             break
         local_part.append(char)
         at += 1
-    if at == start or (text[at - 1 : at] == b"." and text[at - 2 : at - 1] != b"\\"):
+    if not is_part_begun:
         raise PathError("an empty part in the local part")
     return at, bytes(local_part)
 
@@ -84,28 +111,56 @@ def _take_quoted_string(text: bytes, at: int) -> tuple[int, bytes]:
             raise PathError("a character that cannot stand in a quoted string")
         local_part.append(text[at])
         at += 1
-    if at == len(text) or not local_part:
-        raise PathError("a quoted string is empty or does not end")
+    if at == len(text):
+        raise PathError("a quoted string does not end")
     return at + 1, bytes(local_part)
 
 
 def _take_domain(text: bytes, at: int) -> tuple[int, bytes]:
-    """A name of labels (RFC 1123 2.1), an address literal, or `#number`."""
+    """Elements with dots between them (RFC 821 4.1.2 <domain>)."""
+    start = at
+    at = _take_element(text, at)
+    while text[at : at + 1] == b".":
+        at = _take_element(text, at + 1)
+    return at, text[start:at]
+
+
+def _take_element(text: bytes, at: int) -> int:
+    """A label (RFC 1123 2.1, no longer 821's <name>), an address literal, or `#number`."""
     start = at
     if text[at : at + 1] == b"[":
         at = _skip(text, at + 1, _LITERAL)
-        if text[at : at + 1] != b"]" or at == start + 1:
+        if text[at : at + 1] != b"]" or pack_address(text[start + 1 : at]) is None:
             raise PathError("a bad address literal")
-        return at + 1, text[start : at + 1]
+        return at + 1
     if text[at : at + 1] == b"#":
         at = _skip(text, at + 1, _DIGITS)
         if at == start + 1:
             raise PathError("a number sign without a number")
-        return at, text[start:at]
-    at = _skip(text, at, _LABEL | {ord(".")})
-    if any(not 1 <= len(label) <= _LONGEST_LABEL for label in text[start:at].split(b".")):
+        return at
+    at = _skip(text, at, _LABEL)
+    label = text[start:at]
+    if not 1 <= len(label) <= _LONGEST_LABEL or b"-" in (label[:1], label[-1:]):
         raise PathError("a bad domain")
-    return at, text[start:at]
+    return at
+
+
+def pack_address(literal: bytes) -> bytes | None:
+    """The 4 or 16 octets of an address literal without its brackets, None if it is none.
+
+    Numbers from 0 to 255 may have leading zeros (RFC 821 <snum>); IPv6 has its tag in
+    front (RFC 5321 4.1.3).
+    """
+    family, address = _socket.AF_INET6, literal[5:]
+    if literal[:5].upper() != b"IPV6:":
+        numbers = literal.split(b".")
+        if max(map(len, numbers)) > len(b"255"):
+            return None
+        family, address = _socket.AF_INET, b".".join(n.lstrip(b"0") or n[:1] for n in numbers)
+    try:
+        return _socket.inet_pton(family, address.decode("ascii"))
+    except (OSError, ValueError):
+        return None
 
 
 def _skip(text: bytes, at: int, allowed: frozenset[int]) -> int:
@@ -152,17 +207,36 @@ def parse_parameters(text: bytes) -> dict[bytes, bytes] | None:
         return None
     for word in text.split():
         name, equals, value = word.partition(b"=")
+        name = name.upper()
         name_is_good = name[:1].isalnum() and name.replace(b"-", b"0").isalnum()
         value_is_good = bool(value) == bool(equals) and b"=" not in value
-        if not name_is_good or not value_is_good or not is_printable(value):
+        if not name_is_good or not value_is_good or not is_printable(value) or name in parameters:
             return None
-        parameters[name.upper()] = value
+        parameters[name] = value
     return parameters
 
 
 def is_printable(text: bytes) -> bool:
     """Only the printable characters of ASCII, the space among them."""
-    return all(32 <= char < 127 for char in text)
+    return not text.translate(None, _PRINTABLE)
+
+
+def is_text(text: bytes) -> bool:
+    """Printable ASCII, and UTF-8 that has something to print."""
+    if text.isascii():
+        return is_printable(text)
+    try:
+        return text.decode("utf-8").isprintable()
+    except UnicodeDecodeError:
+        return False
+
+
+def take_utf8_flag(argument: bytes) -> tuple[bytes, bool]:
+    """VRFY's or EXPN's string, and whether SMTPUTF8 stood behind it (RFC 6531 3.7.4.2)."""
+    string, _, last = argument.rpartition(b" ")
+    if last.upper() != b"SMTPUTF8":
+        return argument, False
+    return string.rstrip(b" "), True
 
 
 def is_host_name(text: bytes) -> bool:

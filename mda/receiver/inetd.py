@@ -13,13 +13,14 @@ import stat
 from mda import broker, log
 from mda.config import CONFIG_FILE, Config, ConfigError, load, official_name
 from mda.receiver import admission, replies
-from mda.receiver.peer import identify
+from mda.receiver.peer import identify, is_on_smtp_port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mda.model import Peer
+    from mda.receiver.replies import Reason
     from mda.wire import Broker
 
 USAGE = "usage: mda receive [--protocol smtp|lmtp] [--config FILE]\n"
@@ -75,17 +76,20 @@ def receive(config_file: str, *, is_lmtp: bool) -> int:
         config = load(config_file)
     except ConfigError as error:
         log.write("configuration", log.ERROR, error=str(error))
-        return send_away(Config(), "4.3.5", "Configuration error")
+        return send_away(Config(), replies.NOT_CONFIGURED)
+    if is_lmtp and is_on_smtp_port(0):
+        log.write("configuration", log.ERROR, error="LMTP is not for TCP port 25 (RFC 2033 5)")
+        return send_away(config, replies.NOT_CONFIGURED)
     peer = identify(0, config)
     slot = admission.take_slot(peer, config)
     if slot is None:
         log.write("too-many-connections", log.WARNING, peer=peer.address)
-        return send_away(config, "4.7.0", "Too many connections from you")
+        return send_away(config, replies.TOO_MANY_CONNECTIONS)
     try:
         broker.split(config, peer, lambda: load_session(config, peer, is_lmtp))
     except broker.SetupError as error:
         log.write("setup", log.ERROR, error=str(error))
-        return send_away(config, "4.3.5", "Configuration error")
+        return send_away(config, replies.NOT_CONFIGURED)
     return 0
 
 
@@ -100,10 +104,10 @@ def load_session(config: Config, peer: Peer, is_lmtp: bool) -> Callable[[Broker]
     return run
 
 
-def send_away(config: Config, enhanced: str, why: str) -> int:
+def send_away(config: Config, reason: Reason) -> int:
     """421 in place of the greeting."""
     try:
-        os.write(1, replies.unavailable(official_name(config), enhanced, why).render())
+        os.write(1, replies.unavailable(official_name(config), reason).render())
     except OSError:
         log.write("lost")
     return 0

@@ -22,7 +22,7 @@ from mda import broker, log, wire
 from mda.config import official_name
 from mda.model import Peer
 from mda.receiver import replies
-from mda.receiver.peer import identify
+from mda.receiver.peer import identify, is_on_smtp_port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from mda.config import Config
+    from mda.receiver.replies import Reason
 
 _BACKLOG = 512
+_NOT_ON_PORT_25 = "LMTP must not be spoken on TCP port 25 (RFC 2033 5)"
 _PATIENCE = 90  # seconds for running sessions at the end: above any delivery's deadline
 
 
@@ -85,7 +87,7 @@ def open_listening(address: str, mode: int) -> Listening:
         return Listening(address, listening, is_lmtp, (path, status.st_dev, status.st_ino))
     host, port = split_host_port(place)
     if is_lmtp and port == 25:
-        raise AddressError(f"{address}: LMTP must not be spoken on port 25 (RFC 2033 5)")
+        raise AddressError(f"{address}: {_NOT_ON_PORT_25}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -142,7 +144,10 @@ def _is_dead_socket(path: str) -> bool:
 
 
 def inherited_sockets() -> list[Listening]:
-    """The sockets that systemd hands over; their names say which protocol is spoken."""
+    """The sockets that systemd hands over; their names say which protocol is spoken.
+
+    Raises AddressError.
+    """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     count = int(os.environ.get("LISTEN_FDS", "0"))
@@ -150,8 +155,11 @@ def inherited_sockets() -> list[Listening]:
     names += ["smtp"] * (count - len(names))
     found = []
     for number in range(count):
+        is_lmtp = names[number] == "lmtp"
+        if is_lmtp and is_on_smtp_port(3 + number):
+            raise AddressError(_NOT_ON_PORT_25)
         listening = socket.socket(fileno=3 + number)
-        found.append(Listening(names[number], listening, names[number] == "lmtp"))
+        found.append(Listening(names[number], listening, is_lmtp))
     return found
 
 
@@ -239,7 +247,7 @@ def pack_peer(peer: Peer, is_lmtp: bool) -> bytes:
         peer.address.encode(),
         b"%d" % peer.uid,
         os.fsencode(peer.user),
-        b"%d%d" % (peer.is_trusted, peer.may_use_terminals),
+        b"%d%d%d" % (peer.is_trusted, peer.may_use_terminals, peer.may_ask_names),
         b"lmtp" if is_lmtp else b"smtp",
     )
 
@@ -252,8 +260,7 @@ def unpack_peer(row: bytes) -> tuple[Peer, bool]:
         address.decode(),
         int(uid),
         os.fsdecode(user),
-        flags[:1] == b"1",
-        flags[1:] == b"1",
+        *(flag == ord("1") for flag in flags),
     )
     return peer, protocol == b"lmtp"
 
@@ -335,13 +342,13 @@ class Master:
             peer = identify(client.fileno(), self._config)
             if not self._may_enter(peer):
                 log.write("too-many-connections", log.WARNING, peer=peer.address)
-                self._send_away(client, "4.7.0", "Too many connections")
+                self._send_away(client, replies.TOO_MANY_CONNECTIONS)
                 return
             try:
                 self._start(client, peer, listening.is_lmtp)
             except OSError as error:
                 log.write("fork", log.ERROR, error=str(error))
-                self._send_away(client, "4.3.2", "No room for another session")
+                self._send_away(client, replies.NO_ROOM)
 
     def _may_enter(self, peer: Peer) -> bool:
         """Bounded in all and per user, and nobody shuts the host's own MTA out.
@@ -358,8 +365,8 @@ class Master:
         held = sum(1 for each in self._peer_of.values() if each.uid == peer.uid)
         return held < receiver.connections_per_user and len(self._peer_of) < receiver.connections
 
-    def _send_away(self, client: socket.socket, enhanced: str, why: str) -> None:
-        reply = replies.unavailable(official_name(self._config), enhanced, why).render()
+    def _send_away(self, client: socket.socket, reason: Reason) -> None:
+        reply = replies.unavailable(official_name(self._config), reason).render()
         client.setblocking(False)
         try:
             client.send(reply)

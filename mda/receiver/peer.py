@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _ROOT = 0
 _NOBODY = 65_534
 _NO_UID = 0xFFFFFFFF  # a socket that nobody has ever been connected to
+_SMTP_PORT = 25
 _UCRED = 12  # struct ucred: pid, uid, gid
 
 
@@ -25,14 +26,8 @@ def identify(fd: int, config: Config) -> Peer:
     A pipe, a pseudo-terminal or a serial line is a "stream": nobody is verified there. A
     client that has gone away again leaves a socket of its kind with no address.
     """
-    try:
-        copy = os.dup(fd)
-    except OSError:
-        return Peer("stream")
-    try:
-        connection = _socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)
+    connection = _open_socket(fd)
+    if connection is None:
         return Peer("stream")
     try:
         if connection.family == _socket.AF_UNIX:
@@ -44,10 +39,25 @@ def identify(fd: int, config: Config) -> Peer:
         connection.close()
 
 
+def _open_socket(fd: int) -> _socket.socket | None:
+    """The socket that `fd` leads to, by a descriptor of its own; None for anything else."""
+    try:
+        copy = os.dup(fd)
+    except OSError:
+        return None
+    try:
+        return _socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        return None
+
+
 def _identify_local(connection: _socket.socket, config: Config) -> Peer:
     credentials = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED)
     uid = int.from_bytes(credentials[4:8], sys.byteorder)
-    return Peer("unix") if uid == _NO_UID else local_peer(uid, config)
+    if uid == _NO_UID:
+        return Peer("unix", may_ask_names=_may_ask_names("", config))
+    return local_peer(uid, config)
 
 
 def local_peer(uid: int, config: Config) -> Peer:
@@ -70,6 +80,7 @@ def local_peer(uid: int, config: Config) -> Peer:
         user if is_person else "",
         is_trusted,
         _may_use_terminals("local", config) and (is_person or uid == _ROOT),
+        _may_ask_names("", config),
     )
 
 
@@ -79,13 +90,46 @@ def _identify_remote(connection: _socket.socket, config: Config) -> Peer:
     except OSError:
         return Peer("tcp")
     address = name.split("%")[0].removeprefix("::ffff:")
-    where = "loopback" if address.startswith("127.") or address == "::1" else "all"
-    return Peer("tcp", address, may_use_terminals=_may_use_terminals(where, config))
+    is_loopback = address.startswith("127.") or address == "::1"
+    return Peer(
+        "tcp",
+        address,
+        may_use_terminals=_may_use_terminals("loopback" if is_loopback else "all", config),
+        may_ask_names=_may_ask_names("" if is_loopback else address, config),
+    )
+
+
+def is_on_smtp_port(fd: int) -> bool:
+    """Is this a connection to TCP port 25, where LMTP is never spoken (RFC 2033 5)?"""
+    connection = _open_socket(fd)
+    if connection is None:
+        return False
+    try:
+        is_tcp = connection.family in (_socket.AF_INET, _socket.AF_INET6)
+        return is_tcp and connection.getsockname()[1] == _SMTP_PORT
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def _may_use_terminals(where: str, config: Config) -> bool:
     peers = config.terminal.peers
     return config.terminal.enabled and (where in peers or "all" in peers)
+
+
+def _may_ask_names(address: str, config: Config) -> bool:
+    """May this peer ask who has a mailbox here; `address` is "" for one on this host."""
+    if config.receiver.vrfy == "nobody":
+        return False
+    if not address:
+        return True
+    if config.receiver.vrfy != "networks":
+        return False
+    import ipaddress  # only on hosts that have named networks
+
+    peer = ipaddress.ip_address(address)
+    return any(peer in ipaddress.ip_network(each) for each in config.receiver.vrfy_networks)
 
 
 def _name_of(uid: int) -> str:

@@ -2,7 +2,7 @@
 
 Feed it octets and take events; answer the events that ask. All that a command may
 change in the state of the session stands in this file, and `VERBS` is the protocol:
-a verb, the function that obeys it, and whether it takes an argument.
+a verb, the function that obeys it, what argument it takes, and how it is written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from mda.receiver.dotstream import DotStream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Literal
 
+    from mda.config import Receiver
     from mda.model import Path, Verb
     from mda.receiver.replies import Reply
 
@@ -60,14 +62,18 @@ class Closing(Dropped):
 
 
 class Opening:
-    """MAIL, SEND, SOML or SAML: asks for an answer."""
+    """MAIL, SEND, SOML or SAML: asks for an answer.
 
-    __slots__ = ("path", "size", "verb")
+    `size` is what the client has announced in octets, or 0; `is_utf8` is SMTPUTF8.
+    """
 
-    def __init__(self, verb: Verb, path: Path, size: int) -> None:
+    __slots__ = ("is_utf8", "path", "size", "verb")
+
+    def __init__(self, verb: Verb, path: Path, size: int, is_utf8: bool) -> None:
         self.verb: Verb = verb
         self.path = path
         self.size = size
+        self.is_utf8 = is_utf8
 
 
 class Addressing:
@@ -89,40 +95,69 @@ class Text:
 
 
 class EndOfData:
-    """The message is complete: asks for an answer (LMTP: one for each recipient)."""
+    """The message is complete: asks for an answer (LMTP: one for each recipient).
+
+    `fault` is the reply to a text that our policy refuses, for each recipient.
+    """
+
+    __slots__ = ("fault",)
+
+    def __init__(self, fault: Reply | None) -> None:
+        self.fault = fault
+
+
+class Verifying:
+    """VRFY, or EXPN if `is_list`: asks for an answer about `string`, which is printable."""
+
+    __slots__ = ("is_list", "string")
+
+    def __init__(self, string: bytes, is_list: bool) -> None:
+        self.string = string
+        self.is_list = is_list
 
 
 class AskingWho:
     """XWHO, the private verb behind `mda who`: asks for an answer."""
 
 
-Event = NeedOctets | Say | Opening | Addressing | Text | EndOfData | AskingWho
+Asking = Opening | Addressing | EndOfData | Verifying | AskingWho
+Event = NeedOctets | Say | Text | Asking
 
 
 class Protocol:
-    """One session. `settle` answers Opening, Addressing and EndOfData."""
+    """One session. `settle` answers every event that asks.
+
+    `name` is our official one, `limits` the `[receiver]` table; the others say what this
+    peer is served: LMTP in place of SMTP, SEND and its like, EXPN, XWHO.
+    """
 
     def __init__(
         self,
         name: str,
+        limits: Receiver,
         *,
         is_lmtp: bool,
         offers_terminals: bool,
+        offers_names: bool,
         offers_who: bool,
-        command_line: int,
-        message_size: int,
     ) -> None:
         self._name = name
+        self._limits = limits
         self._is_lmtp = is_lmtp
-        self._offers_terminals = offers_terminals
+        self._offers_names = offers_names
         self._offers_who = offers_who
-        self._command_line = command_line
-        self._message_size = message_size
+        hidden = {b"HELO", b"EHLO"} if is_lmtp else {b"LHLO"}
+        if not offers_terminals:
+            hidden |= {verb.encode() for verb in TERMINAL_VERBS}
+        if not offers_names:
+            hidden.add(b"EXPN")
+        self._served = tuple(verb for verb in VERBS if verb not in hidden | {b"XWHO"})
         self._buffer = bytearray()
         self._searched = 0
         self._is_overlong = False
         self._dots = DotStream()
-        self._asking: Opening | Addressing | EndOfData | AskingWho | None = None
+        self._asking: Asking | None = None
+        self._is_utf8 = False
         self.stage = CONNECTED
 
     def feed(self, octets: bytes) -> None:
@@ -142,7 +177,7 @@ class Protocol:
             self._is_overlong = False
             return Say(replies.LINE_TOO_LONG)
         event = self._obey(line)
-        if isinstance(event, (Opening, Addressing, AskingWho)):
+        if isinstance(event, (Opening, Addressing, Verifying, AskingWho)):
             self._asking = event
         return event
 
@@ -153,6 +188,7 @@ class Protocol:
             self.stage = GREETED
         elif is_accepted and isinstance(asked, Opening):
             self.stage = OPEN
+            self._is_utf8 = asked.is_utf8
         elif is_accepted and isinstance(asked, Addressing):
             self.stage = ADDRESSED
 
@@ -161,7 +197,7 @@ class Protocol:
         end = self._buffer.find(b"\r\n", self._searched)
         if end < 0:
             self._searched = max(0, len(self._buffer) - 1)
-            if len(self._buffer) > self._command_line:
+            if len(self._buffer) > self._limits.command_line:
                 # The rest of an over-long line is dropped as it comes, so that it costs
                 # no memory; a CR at its end may be half of what ends it.
                 self._is_overlong = True
@@ -171,7 +207,7 @@ class Protocol:
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 2]
         self._searched = 0
-        self._is_overlong = self._is_overlong or end + 2 > self._command_line
+        self._is_overlong = self._is_overlong or end + 2 > self._limits.command_line
         return line
 
     def _next_text(self) -> Event:
@@ -183,18 +219,27 @@ class Protocol:
                 return Text(octets)
         if not self._dots.is_ended:
             return NeedOctets()
-        self._asking = EndOfData()
+        self._asking = EndOfData(replies.BARE_NEWLINE if self._dots.has_bare_newline else None)
         return self._asking
 
     def _obey(self, line: bytes) -> Event:
         verb, _, argument = line.partition(b" ")
-        row = VERBS.get(verb.upper())
+        verb = verb.upper()
+        row = VERBS.get(verb)
         if row is None:
-            return Say(replies.UNKNOWN_COMMAND)
+            return self._refuse(verb)
         argument = argument.strip(b" \t")
-        if argument and not row.takes_argument:
+        if argument and row.takes == "nothing":
             return Say(replies.NO_ARGUMENT_ALLOWED)
-        return row.obey(self, verb.upper(), argument)
+        if row.takes == "text" and not grammar.is_printable(argument):
+            return Say(replies.BAD_CHARACTER)
+        return row.obey(self, verb, argument)
+
+    def _refuse(self, verb: bytes) -> Event:
+        if verb in HTTP_METHODS:
+            self._buffer.clear()
+            return Closing(replies.unavailable(self._name, replies.NOT_HTTP))
+        return Say(replies.NOT_OFFERED if verb in NOT_SERVED else replies.UNKNOWN_COMMAND)
 
     def _hello(self, verb: bytes, argument: bytes) -> Event:
         if (verb == b"LHLO") != self._is_lmtp:
@@ -210,62 +255,85 @@ class Protocol:
 
     def _keywords(self) -> tuple[str, ...]:
         """The list after EHLO and LHLO: what this peer would be served, and no more."""
-        keywords = ["PIPELINING", f"SIZE {self._message_size}", "8BITMIME", "ENHANCEDSTATUSCODES"]
-        if self._offers_terminals:
-            keywords += TERMINAL_VERBS
-        if self._offers_who:
-            keywords.append("XWHO")
-        return tuple(keywords)
+        optional = tuple(verb.decode() for verb in self._served if verb in OPTIONAL_VERBS)
+        size = f"SIZE {self._limits.message_size}"
+        private = ("XWHO",) if self._offers_who else ()
+        return ("PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES") + (
+            optional + private
+        )
 
     def _open(self, verb: bytes, argument: bytes) -> Event:
-        name = model.VERBS[verb]
-        if name in TERMINAL_VERBS and not self._offers_terminals:
+        if verb not in self._served:
             return Say(replies.NOT_OFFERED)
         if self.stage == CONNECTED:
             return Say(replies.HELLO_FIRST)
         if self.stage != GREETED:
             return Say(replies.TRANSACTION_OPEN)
-        if argument[:5].upper() != b"FROM:":
-            return Say(replies.BAD_REVERSE_PATH)
-        try:
-            path, rest = grammar.parse_path(argument[5:].lstrip(b" "))
-        except grammar.PathError:
-            return Say(replies.BAD_REVERSE_PATH)
-        return self._open_with(name, path, grammar.parse_parameters(rest))
+        parsed = self._parse(b"FROM:", argument, replies.BAD_REVERSE_PATH)
+        if not isinstance(parsed, tuple):
+            return Say(parsed)
+        return self._open_with(model.VERBS[verb], *parsed)
 
-    def _open_with(self, verb: Verb, path: Path, parameters: dict[bytes, bytes] | None) -> Event:
-        if parameters is None:
-            return Say(replies.BAD_PARAMETERS)
+    def _open_with(self, verb: Verb, path: Path, parameters: dict[bytes, bytes]) -> Event:
         size = parameters.pop(b"SIZE", b"0")
         body = parameters.pop(b"BODY", b"7BIT")
+        is_utf8 = b"SMTPUTF8" in parameters
+        has_value = bool(parameters.pop(b"SMTPUTF8", b""))
         if parameters:
             return Say(replies.UNKNOWN_PARAMETER)
-        if not size.isdigit() or len(size) > 20 or body.upper() not in (b"7BIT", b"8BITMIME"):
+        is_good_body = body.upper() in (b"7BIT", b"8BITMIME")
+        if not size.isdigit() or len(size) > 20 or not is_good_body or has_value:
             return Say(replies.BAD_PARAMETERS)
-        return Opening(verb, path, int(size))
+        if not is_utf8 and not path.text.isascii():
+            return Say(replies.NEEDS_SMTPUTF8)
+        return Opening(verb, path, int(size), is_utf8)
+
+    def _parse(
+        self, symbol: bytes, argument: bytes, bad_path: Reply
+    ) -> tuple[Path, dict[bytes, bytes]] | Reply:
+        """The path behind FROM: or TO: and the parameters, or the reply that refuses them.
+
+        Unless the syntax is strict, a space after the colon and a path without its
+        brackets pass, as nearly everywhere.
+        """
+        text = argument[len(symbol) :]
+        parse = grammar.parse_path
+        if not self._limits.strict_syntax:
+            text = text.lstrip(b" ")
+            if not text.startswith(b"<"):
+                parse = grammar.parse_bare_path
+        if argument[: len(symbol)].upper() != symbol:
+            return bad_path
+        try:
+            path, rest = parse(text)
+        except grammar.PathError:
+            return bad_path
+        if len(path.text) + len("<>") > self._limits.path:
+            return replies.PATH_TOO_LONG
+        parameters = grammar.parse_parameters(rest)
+        return replies.BAD_PARAMETERS if parameters is None else (path, parameters)
 
     def _address(self, _verb: bytes, argument: bytes) -> Event:
         if self.stage not in (OPEN, ADDRESSED):
             return Say(replies.NO_TRANSACTION)
-        if argument[:3].upper() != b"TO:":
-            return Say(replies.BAD_FORWARD_PATH)
-        try:
-            path, rest = grammar.parse_path(argument[3:].lstrip(b" "))
-        except grammar.PathError:
-            return Say(replies.BAD_FORWARD_PATH)
+        parsed = self._parse(b"TO:", argument, replies.BAD_FORWARD_PATH)
+        if not isinstance(parsed, tuple):
+            return Say(parsed)
+        path, parameters = parsed
         if not path.text:
             return Say(replies.BAD_FORWARD_PATH)
-        parameters = grammar.parse_parameters(rest)
-        if parameters is None:
-            return Say(replies.BAD_PARAMETERS)
-        return Say(replies.UNKNOWN_PARAMETER) if parameters else Addressing(path)
+        if parameters:
+            return Say(replies.UNKNOWN_PARAMETER)
+        if not self._is_utf8 and not path.text.isascii():
+            return Say(replies.NEEDS_SMTPUTF8)
+        return Addressing(path)
 
     def _start_text(self, _verb: bytes, _argument: bytes) -> Event:
         if self.stage != ADDRESSED:
             is_open = self.stage == OPEN
             return Say(replies.NO_RECIPIENT if is_open else replies.NO_TRANSACTION)
         self.stage = TEXT
-        self._dots = DotStream()
+        self._dots = DotStream(minds_newlines=self._limits.bare_newlines == "reject")
         return Say(replies.START_MAIL_INPUT)
 
     def _reset(self, _verb: bytes, _argument: bytes) -> Event:
@@ -275,6 +343,27 @@ class Protocol:
 
     def _idle(self, _verb: bytes, _argument: bytes) -> Event:
         return Say(replies.OK)
+
+    def _verify(self, verb: bytes, argument: bytes) -> Event:
+        """Who may not ask learns nothing, not even how long an answer would take."""
+        string, is_utf8 = grammar.take_utf8_flag(argument)
+        if not string:
+            return Say(replies.ARGUMENT_NEEDED)
+        if not grammar.is_text(string) or not (is_utf8 or string.isascii()):
+            return Say(replies.BAD_CHARACTER)
+        is_list = verb == b"EXPN"
+        if self._offers_names:
+            return Verifying(string, is_list)
+        is_for_some = self._limits.vrfy != "nobody"
+        return Say(replies.ACCESS_DENIED if is_list and is_for_some else replies.CANNOT_VERIFY)
+
+    def _help(self, _verb: bytes, argument: bytes) -> Event:
+        if not argument:
+            return Say(replies.helping(self._name, tuple(verb.decode() for verb in self._served)))
+        verb = argument.upper()
+        if verb not in self._served:
+            return Say(replies.NO_SUCH_HELP)
+        return Say(replies.explaining(VERBS[verb].usage))
 
     def _quit(self, _verb: bytes, _argument: bytes) -> Event:
         self._buffer.clear()
@@ -287,29 +376,58 @@ class Protocol:
 
 
 class Row:
-    """One verb of the table: the function that obeys it, and whether it takes an argument."""
+    """One verb of the table: what obeys it, what argument it takes, and how it is written.
 
-    __slots__ = ("obey", "takes_argument")
+    An argument is "nothing", "text" (printable ASCII), or what the function itself reads.
+    """
+
+    __slots__ = ("obey", "takes", "usage")
 
     def __init__(
-        self, obey: Callable[[Protocol, bytes, bytes], Event], takes_argument: bool
+        self,
+        obey: Callable[[Protocol, bytes, bytes], Event],
+        takes: Literal["nothing", "text", "own"],
+        usage: str,
     ) -> None:
         self.obey = obey
-        self.takes_argument = takes_argument
+        self.takes = takes
+        self.usage = usage
 
+
+_PARAMETERS = "[SIZE=octets] [BODY=7BIT|8BITMIME] [SMTPUTF8]"
 
 VERBS: dict[bytes, Row] = {
-    b"HELO": Row(Protocol._hello, takes_argument=True),
-    b"EHLO": Row(Protocol._hello, takes_argument=True),
-    b"LHLO": Row(Protocol._hello, takes_argument=True),
-    b"MAIL": Row(Protocol._open, takes_argument=True),
-    b"SEND": Row(Protocol._open, takes_argument=True),
-    b"SOML": Row(Protocol._open, takes_argument=True),
-    b"SAML": Row(Protocol._open, takes_argument=True),
-    b"RCPT": Row(Protocol._address, takes_argument=True),
-    b"DATA": Row(Protocol._start_text, takes_argument=False),
-    b"RSET": Row(Protocol._reset, takes_argument=False),
-    b"NOOP": Row(Protocol._idle, takes_argument=True),
-    b"QUIT": Row(Protocol._quit, takes_argument=False),
-    b"XWHO": Row(Protocol._who, takes_argument=False),
+    b"HELO": Row(Protocol._hello, "own", "HELO domain"),
+    b"EHLO": Row(Protocol._hello, "own", "EHLO domain"),
+    b"LHLO": Row(Protocol._hello, "own", "LHLO domain"),
+    b"MAIL": Row(Protocol._open, "own", f"MAIL FROM:<reverse-path> {_PARAMETERS}"),
+    b"RCPT": Row(Protocol._address, "own", "RCPT TO:<forward-path>"),
+    b"DATA": Row(Protocol._start_text, "nothing", "DATA, then the message, then a lone dot"),
+    b"RSET": Row(Protocol._reset, "nothing", "RSET drops the open transaction"),
+    b"NOOP": Row(Protocol._idle, "text", "NOOP [string] does nothing"),
+    b"QUIT": Row(Protocol._quit, "nothing", "QUIT ends the session"),
+    b"VRFY": Row(Protocol._verify, "own", "VRFY user: a login name, a mailbox, a full name"),
+    b"EXPN": Row(Protocol._verify, "own", "EXPN list: who gets its messages"),
+    b"HELP": Row(Protocol._help, "text", "HELP [command]"),
+    b"SEND": Row(Protocol._open, "own", f"SEND FROM:<reverse-path> {_PARAMETERS}: to terminals"),
+    b"SOML": Row(
+        Protocol._open, "own", f"SOML FROM:<reverse-path> {_PARAMETERS}: terminal, else mailbox"
+    ),
+    b"SAML": Row(
+        Protocol._open, "own", f"SAML FROM:<reverse-path> {_PARAMETERS}: terminal and mailbox"
+    ),
+    b"XWHO": Row(Protocol._who, "nothing", "XWHO lists who is logged in"),
 }
+
+# What RFC 5321 does not demand of everybody, and so stands in EHLO's list (4.1.1.1).
+OPTIONAL_VERBS = (b"EXPN", b"HELP", b"SEND", b"SOML", b"SAML")
+
+# Verbs that exist elsewhere: 502, not 500 (RFC 5321 4.2.4).
+NOT_SERVED = frozenset(
+    (b"TURN", b"BDAT", b"STARTTLS", b"AUTH", b"ETRN", b"ATRN", b"XCLIENT", b"XFORWARD", b"PROXY")
+)
+
+# A web page can make a browser on this host speak to loopback; its words are no commands.
+HTTP_METHODS = frozenset(
+    (b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"CONNECT", b"TRACE")
+)

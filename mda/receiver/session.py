@@ -12,6 +12,7 @@ import time
 from mda import log
 from mda.config import official_name
 from mda.receiver import replies
+from mda.receiver.domains import Domains
 from mda.receiver.protocol import (
     TEXT,
     Addressing,
@@ -25,16 +26,18 @@ from mda.receiver.protocol import (
     Protocol,
     Say,
     Text,
+    Verifying,
 )
 from mda.receiver.transaction import Transaction, combine, subject
+from mda.receiver.verify import verify
 from mda.wire import STOP, Broker, WireError, pack, receive_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mda.config import Config
+    from mda.config import Config, Receiver
     from mda.model import Peer
     from mda.receiver.protocol import Event
-    from mda.receiver.replies import Reply
+    from mda.receiver.replies import Reason, Reply
 
 _READ = 64 * 1024
 _MANY_REPLIES = 32 * 1024  # octets that are due before more is obeyed
@@ -47,7 +50,11 @@ class Gone(Exception):
 
 
 class Overdue(Exception):
-    """The client has said nothing, or not enough, for too long."""
+    """The client has taken too long; `reason` says over what."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Stopped(Exception):
@@ -62,11 +69,12 @@ class Channel:
     WireError when it is gone.
     """
 
-    def __init__(self, read_fd: int, write_fd: int, link_fd: int, idle_seconds: float) -> None:
+    def __init__(self, read_fd: int, write_fd: int, link_fd: int, limits: Receiver) -> None:
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._link_fd = link_fd
-        self._idle_seconds = idle_seconds
+        self._idle_seconds = limits.idle_seconds
+        self._end = time.monotonic() + limits.session_seconds
         self._due = bytearray()
         self._readable = select.poll()
         self._readable.register(read_fd, select.POLLIN)
@@ -115,7 +123,7 @@ class Channel:
             while self._due:
                 left = until - time.monotonic()
                 if left <= 0 or not self._writable.poll(left * 1000):
-                    raise Overdue
+                    raise Overdue(replies.IDLE)
                 try:
                     del self._due[: os.write(self._write_fd, self._due)]
                 except BlockingIOError:
@@ -149,14 +157,14 @@ class Channel:
         return octets
 
     def _wait_for_client(self) -> None:
-        left = self._until - time.monotonic()
+        left = min(self._until, self._end) - time.monotonic()
         ready = dict(self._readable.poll(max(0.0, left) * 1000))
         if self._link_fd in ready:
             if ready[self._link_fd] & select.POLLIN and is_told_to_stop(self._link_fd):
                 raise Stopped
             raise WireError("broker gone")
         if not ready:
-            raise Overdue
+            raise Overdue(replies.IDLE if self._until < self._end else replies.SESSION_TOO_LONG)
 
 
 def is_told_to_stop(link_fd: int) -> bool:
@@ -182,31 +190,34 @@ class Session:
         self._name = official_name(config)
         self._peer = peer
         self._is_lmtp = is_lmtp
+        self._limits = config.receiver
         self._errors_left = config.receiver.errors
+        self._junk_left = config.receiver.junk_commands
         self._protocol = Protocol(
             self._name,
+            config.receiver,
             is_lmtp=is_lmtp,
             offers_terminals=peer.may_use_terminals,
+            offers_names=peer.may_ask_names,
             offers_who=peer.kind == "unix",
-            command_line=config.receiver.command_line,
-            message_size=config.receiver.message_size,
         )
-        self._transaction = Transaction(broker, config, peer, is_lmtp=is_lmtp)
+        self._domains = Domains(config, takes_any=is_lmtp or peer.is_trusted)
+        self._transaction = Transaction(broker, config, peer, self._domains, is_lmtp=is_lmtp)
 
     def converse(self) -> None:
         """Greet, then obey until the client quits, vanishes, or has to be sent away."""
-        self._channel.say(replies.greeting(self._name))
+        self._channel.say(replies.greeting(self._name, is_lmtp=self._is_lmtp))
         try:
             self._obey_all()
         except Gone:
             log.write("lost", peer=self._peer.address)
-        except Overdue:
-            self._send_away("4.4.2", "Idle for too long")
+        except Overdue as overdue:
+            self._send_away(overdue.reason)
         except Stopped:
-            self._send_away("4.3.2", "Shutting down")
+            self._send_away(replies.SHUTTING_DOWN)
         except WireError as error:
             log.write("broker", log.ERROR, error=str(error))
-            self._send_away("4.3.0", "Local error")
+            self._send_away(replies.LOCAL_ERROR)
         finally:
             self._transaction.drop()
 
@@ -224,8 +235,9 @@ class Session:
             if isinstance(event, Closing):
                 self._channel.flush()
                 return
-            if self._errors_left <= 0:
-                self._send_away("4.7.0", "Too many errors")
+            if self._errors_left <= 0 or self._junk_left <= 0:
+                is_error = self._errors_left <= 0
+                self._send_away(replies.TOO_MANY_ERRORS if is_error else replies.TOO_MUCH_JUNK)
                 return
 
     def _obey(self, event: Event) -> None:
@@ -235,17 +247,30 @@ class Session:
             case Text():
                 self._transaction.write(event.octets)
             case EndOfData():
-                self._finish()
+                self._finish(event.fault)
+            case Say():
+                self._say(event)
+            case Opening() | Addressing() | Verifying() | AskingWho():
+                self._settle(self._reply_to(event))
+
+    def _reply_to(self, asked: Opening | Addressing | Verifying | AskingWho) -> Reply:
+        match asked:
             case Opening():
-                self._settle(self._transaction.open(event.verb, event.path, event.size))
+                return self._transaction.open(
+                    asked.verb, asked.path, asked.size, is_utf8=asked.is_utf8
+                )
             case Addressing():
-                self._settle(self._transaction.address(event.path))
+                return self._transaction.address(asked.path)
+            case Verifying():
+                self._junk_left -= 1
+                is_list = asked.is_list
+                return verify(
+                    self._broker, self._domains, self._name, asked.string, is_list=is_list
+                )
             case AskingWho():
                 # As costly as an error, and limited like one.
                 self._errors_left -= 1
-                self._settle(self._list_logins())
-            case Say():
-                self._say(event)
+                return self._list_logins()
 
     def _say(self, event: Say) -> None:
         if isinstance(event, Dropped):
@@ -254,6 +279,10 @@ class Session:
             self._transaction.helo = event.name.decode("ascii")
             if not self._is_lmtp:
                 self._transaction.protocol = "ESMTP" if event.is_extended else "SMTP"
+        if event.reply is not replies.START_MAIL_INPUT:
+            self._junk_left -= 1
+        if event.reply is replies.LINE_TOO_LONG or event.reply.code == 421:
+            log.write("refused", peer=self._peer.address, reply=event.reply.lines[0])
         self._answer(event.reply)
 
     def _settle(self, reply: Reply) -> None:
@@ -267,14 +296,14 @@ class Session:
             self._errors_left -= 1
         self._channel.say(reply)
 
-    def _finish(self) -> None:
+    def _finish(self, fault: Reply | None) -> None:
         """Answer the end of data: once, or in LMTP once for each recipient (RFC 2033 4.2).
 
         An LMTP reply that is due goes out before the next recipient's lock is waited for.
         """
         results = []
         self._channel.flush()
-        for recipient, outcome in self._transaction.finish():
+        for recipient, outcome in self._transaction.finish(fault):
             results.append((recipient, outcome))
             if self._is_lmtp:
                 self._answer(replies.of_outcome(outcome, subject(recipient.path)))
@@ -283,16 +312,17 @@ class Session:
             self._answer(combine(results))
         self._protocol.settle(True)
         self._transaction.drop()
+        self._junk_left = self._limits.junk_commands
 
     def _list_logins(self) -> Reply:
         outcome, rows = self._broker.who()
         lines = [row.decode("ascii", "replace") for row in rows]
         return replies.Reply(outcome.code, outcome.enhanced, *lines, outcome.text)
 
-    def _send_away(self, enhanced: str, why: str) -> None:
+    def _send_away(self, reason: Reason) -> None:
         """421, as far as the client still listens."""
-        log.write("sent-away", peer=self._peer.address, why=why)
-        self._channel.say(replies.unavailable(self._name, enhanced, why))
+        log.write("sent-away", peer=self._peer.address, why=reason[1])
+        self._channel.say(replies.unavailable(self._name, reason))
         try:
             self._channel.flush(_LAST_WORDS)
         except (Gone, Overdue, Stopped):
@@ -304,5 +334,5 @@ def converse(
 ) -> None:
     """Speak with the client on descriptors `fds` (to read, to write) until the end."""
     time.tzset()
-    channel = Channel(*fds, broker.fileno(), config.receiver.idle_seconds)
+    channel = Channel(*fds, broker.fileno(), config.receiver)
     Session(channel, broker, config, peer, is_lmtp=is_lmtp).converse()

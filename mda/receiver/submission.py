@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mda.model import Outcome, Path
 from mda.receiver import grammar, replies
+from mda.receiver.domains import Domains
 from mda.receiver.transaction import Transaction
 from mda.wire import WireError
 
@@ -31,7 +32,8 @@ def submit(
     brackets, empty for the null one; it has been judged by the program that calls, so what
     is no path is kept as it is.
     """
-    transaction = Transaction(broker, config, peer, is_lmtp=True)
+    domains = Domains(config, takes_any=True)
+    transaction = Transaction(broker, config, peer, domains, is_lmtp=True)
     transaction.helo = "localhost"
     transaction.protocol = "local"
     try:

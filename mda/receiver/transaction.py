@@ -6,7 +6,7 @@ import os
 import time
 
 from mda import log
-from mda.config import local_domains, official_name
+from mda.config import official_name
 from mda.content.headers import HeaderFilter, from_line, received, return_path
 from mda.content.quoting import Quoter
 from mda.model import TERMINAL_VERBS, Envelope, Outcome, Recipient, classify_os_error
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from mda.config import Config
     from mda.model import Path, Peer, Verb
+    from mda.receiver.domains import Domains
     from mda.receiver.replies import Reply
     from mda.wire import Broker
 
-MAX_RECEIVED = 100  # RFC 5321 6.3: a loop detector allows at least this many
 _HEAD = 128 * 1024  # as much of a text as a terminal's block is made from
 
 
@@ -32,10 +32,11 @@ class TextStore:
     from then on the text is only swallowed.
     """
 
-    def __init__(self, broker: Broker, memory: int, limit: int) -> None:
+    def __init__(self, broker: Broker, config: Config) -> None:
         self._broker = broker
-        self._memory = memory
-        self._limit = limit
+        self._memory = config.delivery.memory
+        self._limits = config.receiver
+        self._line_size = 0
         self._filter = HeaderFilter()
         self._quoter = Quoter()
         self._is_on_disk = False
@@ -52,16 +53,30 @@ class TextStore:
     def write(self, octets: bytes) -> None:
         """Add a piece of the text (LF line ends) as it comes."""
         self.received_size += len(octets)
-        if self.received_size > self._limit:
-            self.error = self.error or replies.to_outcome(replies.TOO_LARGE)
+        if self.received_size > self._limits.message_size:
+            self.refuse(replies.TOO_LARGE)
+        if self._limits.text_line:
+            self._measure_lines(octets)
         self._keep(self._filter.feed(octets))
+
+    def refuse(self, reply: Reply) -> None:
+        """The text is not taken, for the first reason that there was."""
+        self.error = self.error or replies.to_outcome(reply)
+
+    def _measure_lines(self, octets: bytes) -> None:
+        """Refuse a line that is longer on its way, with its CRLF (RFC 821 4.5.3)."""
+        first, *others = octets.split(b"\n")
+        sizes = [self._line_size + len(first), *map(len, others)]
+        self._line_size = sizes[-1]
+        if max(sizes) + len(b"\r\n") > self._limits.text_line:
+            self.refuse(replies.TEXT_LINE_TOO_LONG)
 
     def finish(self) -> None:
         """The text is complete; seal it, so that nobody can change it any more."""
         self._keep(self._filter.finish())
         self._store(self._quoter.finish())
-        if self._filter.received_count > MAX_RECEIVED:
-            self.error = self.error or replies.to_outcome(replies.MAIL_LOOP)
+        if self._filter.received_count > self._limits.received_lines:
+            self.refuse(replies.MAIL_LOOP)
         if self.fd != -1 and not self._is_on_disk:
             seal_memory(self.fd)
 
@@ -136,24 +151,28 @@ class Transaction:
     `helo` and `protocol` ("ESMTP") describe the session for the time stamp.
     """
 
-    def __init__(self, broker: Broker, config: Config, peer: Peer, *, is_lmtp: bool) -> None:
+    def __init__(
+        self, broker: Broker, config: Config, peer: Peer, domains: Domains, *, is_lmtp: bool
+    ) -> None:
         self._broker = broker
         self._config = config
         self._peer = peer
         self._name = official_name(config)
-        self._takes_any_domain = is_lmtp or peer.is_trusted
-        self._domains: frozenset[str] | None = None
+        self._domains = domains
         self._envelope: Envelope | None = None
         self._text: TextStore | None = None
         self._identity = ""
         self.helo = ""
         self.protocol = "LMTP" if is_lmtp else "SMTP"
 
-    def open(self, verb: Verb, reverse_path: Path, size: int = 0) -> Reply:
+    def open(
+        self, verb: Verb, reverse_path: Path, size: int = 0, *, is_utf8: bool = False
+    ) -> Reply:
         """MAIL, SEND, SOML or SAML: the sender is known, nobody is a recipient yet."""
+        envelope = Envelope(verb, reverse_path, is_utf8)
         if size > self._config.receiver.message_size:
-            return replies.TOO_LARGE
-        self._envelope = Envelope(verb, reverse_path)
+            return self._refuse(envelope, replies.TOO_LARGE)
+        self._envelope = envelope
         self._identity = f"{time.time_ns():x}.{os.getpid():x}"
         return replies.opened(verb)
 
@@ -167,16 +186,16 @@ class Transaction:
         """RCPT: accept one more recipient, or say why not."""
         envelope = self._open_envelope
         if len(envelope.recipients) >= self._config.receiver.recipients:
-            return replies.TOO_MANY_RECIPIENTS
-        if not self._is_local(path.domain):
-            return self._refuse(path, replies.RELAYING_DENIED)
+            return self._refuse(envelope, replies.TOO_MANY_RECIPIENTS, to=path.text)
+        if not self._domains.is_ours(path.domain):
+            return self._refuse(envelope, replies.RELAYING_DENIED, to=path.text)
         outcome, user = self._broker.resolve(path.local_part)
         recipient = Recipient(path, user)
         if outcome.is_done and envelope.verb in TERMINAL_VERBS:
             outcome = self._probe(envelope.verb, recipient)
         reply = replies.of_outcome(outcome, subject(path))
         if not reply.is_accepted:
-            return self._refuse(path, reply)
+            return self._refuse(envelope, reply, to=path.text)
         envelope.recipients.append(recipient)
         return reply
 
@@ -190,38 +209,26 @@ class Transaction:
         reason = replies.NOT_ACTIVE if is_away else outcome.text
         return Outcome(250, "2.1.5", reason + replies.WILL_MAIL)
 
-    def _refuse(self, path: Path, reply: Reply) -> Reply:
+    def _refuse(self, envelope: Envelope, reply: Reply, *, to: bytes = b"") -> Reply:
         log.write(
             "refused",
-            to=path.text,
-            sender=self._open_envelope.reverse_path.text,
+            to=to,
+            sender=envelope.reverse_path.text,
             peer=self._peer.address,
             reply=f"{reply.code} {reply.enhanced} {reply.lines[0]}",
         )
         return reply
 
-    def _is_local(self, domain: bytes) -> bool:
-        """Decision 8: a bare local part always, over LMTP and from an MTA every domain."""
-        if not domain or self._takes_any_domain:
-            return True
-        if self._domains is None:
-            self._domains = local_domains(self._config) | {self._name.lower()}
-        name = domain.decode("ascii").lower()
-        return name in self._domains or (name.startswith("[") and is_own_literal(name[1:-1]))
-
     def write(self, octets: bytes) -> None:
         """A piece of the message in its stored form."""
         if self._text is None:
-            self._text = TextStore(
-                self._broker,
-                self._config.delivery.memory,
-                self._config.receiver.message_size,
-            )
+            self._text = TextStore(self._broker, self._config)
         self._text.write(octets)
 
-    def finish(self) -> Iterator[tuple[Recipient, Outcome]]:
+    def finish(self, fault: Reply | None = None) -> Iterator[tuple[Recipient, Outcome]]:
         """Deliver, recipient by recipient in their order; each outcome is final.
 
+        `fault` is what the protocol has against the text, and is then everybody's outcome.
         The waits for locks share one deadline. A mailbox named twice gets one copy, and
         both its recipients get the same outcome.
         """
@@ -230,6 +237,8 @@ class Transaction:
         text = self._text
         if text is None:
             raise RuntimeError("no text was begun")
+        if fault is not None:
+            text.refuse(fault)
         text.finish()
         deadline = time.monotonic() + self._config.delivery.lock_seconds
         served: dict[str, Outcome] = {}
@@ -268,9 +277,9 @@ class Transaction:
                     self.helo,
                     peer_text(self._peer),
                     self._name,
-                    self.protocol,
+                    name_protocol(self.protocol, envelope.is_utf8),
                     self._identity,
-                    sole.path.text.decode("ascii", "replace") if sole else None,
+                    sole.path.text.decode("utf-8", "replace") if sole else None,
                     now,
                 ),
             )
@@ -283,7 +292,7 @@ class Transaction:
         from mda.content.screen import render  # needs email, which MAIL never does
 
         terminal = self._config.terminal
-        claimed = envelope.reverse_path.text.decode("ascii", "replace")
+        claimed = envelope.reverse_path.text.decode("utf-8", "replace")
         return render(
             bytes(text.head),
             text.is_head_whole,
@@ -356,14 +365,6 @@ def peer_text(peer: Peer) -> str:
     return f"local, {peer.address}" if peer.address else "local"
 
 
-def is_own_literal(literal: str) -> bool:
-    """Is this the address of one of our interfaces (RFC 1123 5.2.17)? No brackets."""
-    import psutil  # lists the interfaces; literals are rare and it costs 35 ms
-
-    wanted = literal.removeprefix("ipv6:")
-    if wanted.startswith("127.") and wanted.replace(".", "").isdigit():
-        return True
-    addresses = psutil.net_if_addrs().values()
-    return any(
-        wanted == address.address.split("%")[0].lower() for each in addresses for address in each
-    )
+def name_protocol(protocol: str, is_utf8: bool) -> str:
+    """The registered name for a time stamp: "ESMTP", and "UTF8SMTP" (RFC 3848, 6531 4.3)."""
+    return f"UTF8{protocol.removeprefix('E')}" if is_utf8 else protocol

@@ -37,9 +37,10 @@ def resolve(
     try:
         if local_part.lower() == b"postmaster":
             return _resolve_postmaster(postmaster, mailbox, only_uid)
-        for name in dict.fromkeys((local_part, local_part.lower())):
-            entry = passwd.find(os.fsdecode(name)) if _is_plausible(name) else None
-            if entry is not None and _is_served(entry, uid_range, only_uid):
+        written = os.fsdecode(local_part)
+        for name in dict.fromkeys((written, written.lower())):
+            entry = passwd.find(name) if _is_plausible(os.fsencode(name)) else None
+            if entry is not None and is_served(entry, uid_range, only_uid):
                 return _open_account(entry, mailbox)
     except OSError as error:
         return classify_os_error(error, "looking up the user"), None
@@ -56,7 +57,8 @@ def _is_plausible(name: bytes) -> bool:
     )
 
 
-def _is_served(entry: pwd.struct_passwd, uid_range: tuple[int, int], only_uid: int | None) -> bool:
+def is_served(entry: pwd.struct_passwd, uid_range: tuple[int, int], only_uid: int | None) -> bool:
+    """Is this the account of a person, who has mail here?"""
     if only_uid is not None:
         return entry.pw_uid == only_uid
     return uid_range[0] <= entry.pw_uid <= uid_range[1] and entry.pw_uid != _NOBODY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mda.config import Config
 from mda.receiver import replies
 from mda.receiver.protocol import (
     Addressing,
@@ -15,18 +16,28 @@ from mda.receiver.protocol import (
     Protocol,
     Say,
     Text,
+    Verifying,
 )
 from mda.receiver.replies import Reply
 
 
-def make_protocol(*, is_lmtp: bool = False, offers_terminals: bool = True) -> Protocol:
+def make_protocol(
+    *,
+    is_lmtp: bool = False,
+    offers_terminals: bool = True,
+    offers_names: bool = True,
+    **limits: object,
+) -> Protocol:
+    config = Config().with_values(
+        "receiver", **{"command_line": 512, "message_size": 100_000, **limits}
+    )
     return Protocol(
         "mda.test",
+        config.receiver,
         is_lmtp=is_lmtp,
         offers_terminals=offers_terminals,
+        offers_names=offers_names,
         offers_who=False,
-        command_line=512,
-        message_size=100_000,
     )
 
 
@@ -61,7 +72,7 @@ class Record:
                 case Say():
                     self.said += event.reply.render()
                     self.is_closed = isinstance(event, Closing)
-                case Opening() | Addressing() | EndOfData() | AskingWho():
+                case Opening() | Addressing() | EndOfData() | Verifying() | AskingWho():
                     self._ask(protocol, event, answer)
 
     def _ask(self, protocol: Protocol, event: object, answer: Callable[[object], Reply]) -> None:

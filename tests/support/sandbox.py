@@ -19,6 +19,24 @@ from pathlib import Path
 
 NAME = "mda.test"
 UIDS = {"alice": 1001, "bob": 1002, "carol": 1003}
+# The persons of RFC 821's examples, with uids of this run's own: no other run's terminals
+# are theirs.
+PEOPLE = {
+    "jones": "",
+    "brown": "Charlie Brown",
+    "Admin.MRC": "Mark Crispin,Room 12,555-1234",
+    "fabry": "",
+    "eric": "",
+    "smith.f": "Fred Smith",
+    "smith.q": "Quincy Smith",
+    "postel": "Jon Postel",
+    "zo\u00eb": "Zo\u00eb Washburne",
+    "odd": "& <root@mda.test> Ball",
+    "dora": "",
+}
+PEOPLE_UIDS = {
+    name: 10_000 + 20 * (os.getpid() % 2400) + number for number, name in enumerate(PEOPLE)
+}
 SESSION_UID = 996
 SPOOL_UID = 997
 
@@ -87,7 +105,11 @@ class Sandbox:
         root.chmod(0o755)
         for name in ("etc", "mail", "spool"):
             (root / name).mkdir()
-        (root / "etc/passwd").write_text(_ACCOUNTS)
+        people = "".join(
+            f"{name}:x:{PEOPLE_UIDS[name]}:65534:{full_name}:/nonexistent:/bin/sh\n"
+            for name, full_name in PEOPLE.items()
+        )
+        (root / "etc/passwd").write_text(_ACCOUNTS + people)
         (root / "etc/group").write_text(_GROUPS)
         (root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {NAME} mda\n")
         (root / "etc/nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
@@ -137,6 +159,26 @@ class Sandbox:
         """A connected pair whose credentials are `user`'s: ours, and the one for mda."""
         with effective_uid({**UIDS, "postfix": 990}.get(user, 0)):
             return socket.socketpair(socket.AF_UNIX, kind)
+
+    def converse(
+        self, lines: bytes, *, peer: str = "bob", config: str = "", protocol: str = "smtp"
+    ) -> list[bytes]:
+        """All reply lines to `lines` from one `mda receive` with `config` as its file."""
+        ours, theirs = self.connect_as(peer)
+        file = self.configure(config)
+        with ours:
+            ours.settimeout(30)
+            process = self.start("receive", "--protocol", protocol, "--config", file, client=theirs)
+            theirs.close()
+            said = b""
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                ours.sendall(lines)
+                while more := ours.recv(65_536):
+                    said += more
+            _, errors = process.communicate(timeout=30)
+        assert b"Traceback" not in errors, errors
+        assert process.returncode == 0
+        return said.splitlines()
 
     def mailbox(self, user: str) -> bytes | None:
         """What is in the mailbox of `user`, or None if there is none."""

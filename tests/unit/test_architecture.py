@@ -24,6 +24,8 @@ SESSION_COLUMN = [
     "receiver.session",
     "receiver.submission",
     "receiver.transaction",
+    "receiver.verify",
+    "receiver.domains",
     "receiver.protocol",
     "receiver.dotstream",
     "receiver.grammar",
@@ -34,6 +36,7 @@ SESSION_COLUMN = [
 ]
 BROKER_COLUMN = [
     "broker",
+    "recipients.fullname",
     "recipients.resolve",
     "recipients.passwd",
     "delivery.deliver",
@@ -138,11 +141,11 @@ REPORT_AT_GREETING = """
 import sys
 from mda.receiver import replies
 real = replies.greeting
-def greeting(name):
+def greeting(*arguments, **options):
     import os
     with open({report!r}, 'w') as file:
         file.write('\\n'.join(sys.modules))
-    return real(name)
+    return real(*arguments, **options)
 replies.greeting = greeting
 """
 REPORT_AT_END = """

@@ -421,34 +421,17 @@ def test_a_copy_has_other_values_in_one_section_only() -> None:
 # -- what each key does, through the receiver ------------------------------------------
 
 
-def converse(sandbox: Sandbox, text: str, lines: bytes, *, peer: str = "bob") -> list[bytes]:
-    """All replies of one `mda receive` that has `text` as its configuration."""
-    ours, theirs = sandbox.connect_as(peer)
-    with ours:
-        ours.settimeout(30)
-        process = sandbox.start("receive", "--config", sandbox.configure(text), client=theirs)
-        theirs.close()
-        said = b""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            ours.sendall(lines)
-            while more := ours.recv(65_536):
-                said += more
-        _, errors = process.communicate(timeout=30)
-    assert b"Traceback" not in errors, errors
-    return said.splitlines()
-
-
 def deliver(sandbox: Sandbox, text: str, *recipients: str, peer: str = "bob") -> list[bytes]:
     """The replies from the first RCPT on."""
     addressed = "".join(f"RCPT TO:<{recipient}>\r\n" for recipient in recipients)
     message = "Subject: x\r\n\r\nhello\r\n.\r\n"
     lines = f"HELO x\r\nMAIL FROM:<b>\r\n{addressed}DATA\r\n{message}QUIT\r\n"
-    return converse(sandbox, text, lines.encode(), peer=peer)[3:]
+    return sandbox.converse(lines.encode(), peer=peer, config=text)[3:]
 
 
 def test_hostname_stands_in_greeting_hello_stamp_and_farewell(sandbox: Sandbox) -> None:
     text = '[receiver]\nhostname = "other.example"\n'
-    replies = converse(sandbox, text, b"HELO x\r\nQUIT\r\n")
+    replies = sandbox.converse(b"HELO x\r\nQUIT\r\n", config=text)
     assert [reply.split()[1] for reply in replies[:2]] == [b"other.example"] * 2
     assert replies[2].startswith(b"221 2.0.0 other.example ")
     assert deliver(sandbox, text, "alice@other.example")[0].startswith(b"250")
@@ -479,7 +462,7 @@ def test_trusted_users_may_name_any_domain(sandbox: Sandbox) -> None:
 def test_command_line_is_the_longest_with_its_end(sandbox: Sandbox, longest: int) -> None:
     text = f"[receiver]\ncommand_line = {longest}\n"
     fits = b"NOOP " + b"x" * (longest - 7) + b"\r\n"
-    replies = converse(sandbox, text, fits + fits.replace(b" ", b" x") + b"QUIT\r\n")
+    replies = sandbox.converse(fits + fits.replace(b" ", b" x") + b"QUIT\r\n", config=text)
     assert [reply[:9] for reply in replies[1:3]] == [b"250 2.0.0", b"500 5.5.2"]
 
 
@@ -488,7 +471,9 @@ def test_the_longest_path_of_the_longest_command_line_is_delivered(sandbox: Sand
     envelope = b"MAIL FROM:<%b:b@c>\r\nRCPT TO:<%b:alice>\r\n"
     lines = b"HELO x\r\n" + envelope + b"DATA\r\n\r\nhello\r\n.\r\nQUIT\r\n"
     assert 8000 < len(route) < 8150
-    replies = converse(sandbox, "[receiver]\ncommand_line = 8192\n", lines % (route, route))
+    replies = sandbox.converse(
+        lines % (route, route), config="[receiver]\ncommand_line = 8192\npath = 8192\n"
+    )
     assert replies[-2].startswith(b"250 2.0.0 Delivered"), replies
     assert (sandbox.mailbox("alice") or b"").startswith(b"From ")
 

@@ -43,7 +43,8 @@ class Talk:
                 session._LAST_WORDS = last_words
                 broker = wire.Broker(session_link)
                 fd = theirs.fileno()
-                channel = session.Channel(fd, fd, broker.fileno(), idle_seconds)
+                limits = config.with_values("receiver", idle_seconds=idle_seconds).receiver
+                channel = session.Channel(fd, fd, broker.fileno(), limits)
                 session.Session(channel, broker, config, peer, is_lmtp=is_lmtp).converse()
                 status = 0
             finally:
@@ -109,7 +110,7 @@ def test_a_client_that_says_nothing_is_sent_away(talk: Callable[..., Talk]) -> N
     silent = talk(0.3)
     said = silent.line.finish().split(b"\r\n")
     assert said == [
-        b"220 mda.test mda ready",
+        b"220 mda.test ESMTP mda ready",
         b"421 4.4.2 mda.test Idle for too long, closing transmission channel",
         b"",
     ]
@@ -195,13 +196,13 @@ def flood(connection: socket.socket) -> None:
 
 
 def test_a_client_that_does_not_read_is_given_up(talk: Callable[..., Talk]) -> None:
-    deaf = talk(0.5)
+    deaf = talk(0.5, config=limited(junk_commands=1_000_000))
     flood(deaf.client)
     wait_until(deaf.is_gone)
 
 
 def test_a_stop_does_not_wait_for_a_client_that_does_not_read(talk: Callable[..., Talk]) -> None:
-    deaf = talk(600, last_words=0.2)
+    deaf = talk(600, config=limited(junk_commands=1_000_000), last_words=0.2)
     flood(deaf.client)
     assert not deaf.is_gone()
     os.kill(deaf.pid, signal.SIGTERM)

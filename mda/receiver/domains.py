@@ -1,0 +1,69 @@
+"""Which domains are ours (design, decision 8)."""
+
+from __future__ import annotations
+
+import _socket
+
+from mda.config import local_domains, official_name
+from mda.receiver.grammar import pack_address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mda.config import Config
+
+
+class Domains:
+    """The domains of this host, which are read when the first name is asked for."""
+
+    def __init__(self, config: Config, *, takes_any: bool) -> None:
+        self._config = config
+        self._takes_any = takes_any
+        self._names: frozenset[str] | None = None
+
+    def is_ours(self, domain: bytes) -> bool:
+        """A domain as a path has it: none at all always, over LMTP and from an MTA every one."""
+        if not domain or self._takes_any:
+            return True
+        if self._names is None:
+            names = local_domains(self._config) | {official_name(self._config).lower()}
+            self._names = frozenset(map(to_ascii, names))
+        name = to_ascii(domain.decode("utf-8").lower())
+        return name in self._names or is_own_address(name)
+
+
+def to_ascii(name: str) -> str:
+    """A domain as the DNS has it (RFC 5890 2.3.2.1), or as it is where that cannot be."""
+    if name.isascii():
+        return name
+    try:
+        return name.encode("idna").decode("ascii")
+    except UnicodeError:
+        return name
+
+
+def pack_number(digits: str) -> bytes | None:
+    """The four octets of `#number` (RFC 821 4.1.2), without its sign; None if it is none."""
+    if not digits.isdigit() or len(digits) > 10 or int(digits) >= 1 << 32:
+        return None
+    return int(digits).to_bytes(4, "big")
+
+
+def is_own_address(name: str) -> bool:
+    """Is this the address of one of our interfaces: a literal (RFC 1123 5.2.17), `#number`?"""
+    packed = None
+    if name.startswith("["):
+        packed = pack_address(name[1:-1].encode("ascii"))
+    elif name.startswith("#"):
+        packed = pack_number(name[1:])
+    if packed is None:
+        return False
+    if len(packed) == 4 and packed[0] == 127:
+        return True
+    import psutil  # lists the interfaces; literals are rare and it costs 35 ms
+
+    return any(
+        packed == _socket.inet_pton(each.family, each.address.split("%")[0])
+        for addresses in psutil.net_if_addrs().values()
+        for each in addresses
+        if each.family in (_socket.AF_INET, _socket.AF_INET6)
+    )

@@ -1,0 +1,110 @@
+"""RFC 821 4.3, "COMMAND-REPLY SEQUENCES", as data, and a reader that holds a session to it.
+
+The reader knows nothing of mda: it walks along what the client has said and takes the
+replies one by one, as a client would.
+"""
+
+from __future__ import annotations
+
+# The rows as they stand in RFC 821: success, failure and error together. DATA's second
+# half, the answer to the end of data, is the row ".".
+RFC821: dict[str, set[int]] = {
+    "CONNECTION": {220, 421},
+    "HELO": {250, 500, 501, 504, 421},
+    "MAIL": {250, 552, 451, 452, 500, 501, 421},
+    "RCPT": {250, 251, 550, 551, 552, 553, 450, 451, 452, 500, 501, 503, 421},
+    "DATA": {354, 451, 554, 500, 501, 503, 421},
+    ".": {250, 552, 554, 451, 452},
+    "RSET": {250, 500, 501, 504, 421},
+    "SEND": {250, 552, 451, 452, 500, 501, 502, 421},
+    "SOML": {250, 552, 451, 452, 500, 501, 502, 421},
+    "SAML": {250, 552, 451, 452, 500, 501, 502, 421},
+    "VRFY": {250, 251, 550, 551, 553, 500, 501, 502, 504, 421},
+    "EXPN": {250, 550, 500, 501, 502, 504, 421},
+    "HELP": {211, 214, 500, 501, 502, 504, 421},
+    "NOOP": {250, 500, 421},
+    "QUIT": {221, 500},
+    "TURN": {250, 502, 500, 503},
+}
+_OPENING = {503, 550, 553, 455, 555}
+# What RFC 5321 and the documents of the extensions add, and nothing else.
+ADDED: dict[str, set[int]] = {
+    "CONNECTION": {554},
+    "MAIL": _OPENING,
+    "SEND": _OPENING,
+    "SOML": _OPENING,
+    "SAML": _OPENING,
+    "RCPT": {455, 555},
+    ".": {450, 550},
+    "VRFY": {252},
+    "EXPN": {252},
+    "EHLO": {250, 504, 550},
+    "LHLO": {250, 504, 550},
+    "BDAT": {502},
+    "STARTTLS": {502},
+    "XCLIENT": {502},
+    "AUTH": {502},
+    "PROXY": {502},
+    "XWHO": {250, 451},
+}
+_EMPTIES = {"MAIL", "SEND", "SOML", "SAML", "RSET", "HELO", "EHLO", "LHLO"}
+ANY_VERB = {421, 500, 501}
+
+
+def row(verb: str) -> set[int]:
+    """The codes that are allowed as the answer to `verb`."""
+    allowed = RFC821.get(verb, set()) | ADDED.get(verb, set())
+    return allowed if verb == "CONNECTION" else allowed | ANY_VERB
+
+
+def read_replies(said: bytes) -> list[tuple[int, list[bytes]]]:
+    """Code and lines of each reply; fails unless every line is one of a reply's."""
+    replies: list[tuple[int, list[bytes]]] = []
+    lines: list[bytes] = []
+    rows = said.split(b"\r\n")
+    assert rows.pop() == b"", f"the last reply has no end: {said!r}"
+    for line in rows:
+        assert len(line) <= 510, line
+        assert all(32 <= char < 127 for char in line), line
+        assert line[:3].isdigit(), line
+        assert line[3:4] in (b" ", b"-"), line
+        lines.append(line)
+        if line[3:4] == b" ":
+            assert len({each[:3] for each in lines}) == 1, lines
+            replies.append((int(line[:3]), lines))
+            lines = []
+    assert not lines, f"a reply without a last line: {lines}"
+    return replies
+
+
+def attribute(client: bytes, said: bytes, *, is_lmtp: bool = False) -> list[tuple[str, int]]:
+    """Each verb that `client` says with the code of its one reply, in order.
+
+    Fails where a command has no reply, a reply no command, or a code not its row.
+    """
+    replies = [code for code, _ in read_replies(said)]
+    pairs = [("CONNECTION", replies.pop(0))]
+    accepted = 0
+    while replies:
+        line, end, client = client.partition(b"\r\n")
+        assert end or replies == [421], f"replies {replies} to nothing, after {pairs}"
+        verb = line.split(b" ")[0].decode("ascii", "replace").upper() if end else "NOOP"
+        pairs.append((verb, replies.pop(0)))
+        code = pairs[-1][1]
+        if verb == "RCPT" and code in (250, 251):
+            accepted += 1
+        elif code == 250 and verb in _EMPTIES:
+            accepted = 0
+        if (verb, code) == ("DATA", 354):
+            _, end, client = (b"\r\n" + client).partition(b"\r\n.\r\n")
+            due = accepted if is_lmtp else 1
+            assert len(replies) >= due or not end, f"no reply to the end of data: {pairs}"
+            pairs += [(".", code) for code in replies[:due]] if end else []
+            del replies[: due if end else 0]
+        if code == 221 or pairs[-1][1] == 421:
+            assert not replies, f"replies {replies} after {pairs}"
+            client = b""
+    assert b"\r\n" not in client, f"no reply to {client!r}, after {pairs}"
+    for verb, code in pairs:
+        assert code in row(verb), (verb, code)
+    return pairs
