@@ -1,22 +1,29 @@
 """Run every `*.dialog` beside this file: what is said, what is answered, what is kept.
 
-A dialog begins with settings (`peer: bob`, `protocol: lmtp`, `config: KEY...`), then has
-a line for each line of the client (`C: `, with \\xNN and \\r, \\n escapes) and each reply
-line (`S: `, of which the beginning must agree). `NAME.USER.mbox` beside it is what is in
-the mailbox of USER afterwards; `{...}` stands for a date or an identity. A user without
-such a file has no mailbox.
+A dialog begins with settings (`peer: bob`, `protocol: lmtp`, `config: KEY...`, `login: USER`
+for one who sits at a terminal), then has a line for each line of the client (`C: `, with
+\\xNN and \\r, \\n escapes) and each reply line (`S: `, of which the beginning must agree);
+`C*100: ` is a line a hundred times. `NAME.USER.mbox` beside it is what is in the mailbox of
+USER afterwards, `NAME.USER.screen` what is on the terminal; `{...}` stands for a date, a time
+or an identity. A user without such a file has no mailbox.
+
+Whatever a dialog expects, each command must have exactly one reply with a code of its row
+(RFC 821 4.3).
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+import select
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from support.sandbox import UIDS, Sandbox
+from support.sandbox import PEOPLE, PEOPLE_UIDS, UIDS, Sandbox
+from support.sequences import attribute
+from support.terminal import Terminal
 
 HERE = Path(__file__).parent
 DIALOGS = sorted(path.stem for path in HERE.glob("*.dialog"))
@@ -38,11 +45,12 @@ def read_dialog(name: str) -> Dialog:
         kind, _, text = line.partition(": ") if ": " in line else line.partition(":")
         if not line or line.startswith("#"):
             continue
+        kind, _, times = kind.partition("*")
         if kind == "C":
             escaped = text.encode().decode("unicode_escape").encode("latin-1")
-            dialog.client += escaped + b"\r\n"
+            dialog.client += (escaped + b"\r\n") * int(times or 1)
         elif kind == "S":
-            dialog.replies.append(text)
+            dialog.replies += [text] * int(times or 1)
         else:
             dialog.settings[kind] = text
     return dialog
@@ -76,12 +84,27 @@ def converse(sandbox: Sandbox, dialog: Dialog, chunking: str) -> tuple[bytes, in
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             for piece in pieces(dialog.client, chunking):
                 ours.send(piece)
+                # Replies are packets here, and no socket holds a hundred unread ones.
+                while select.select([ours], [], [], 0)[0] and (more := ours.recv(65536)):
+                    said += more
             ours.shutdown(socket.SHUT_WR)
-            while more := ours.recv(65536):
-                said += more
+        said += read_to_end(ours)
     _, errors = process.communicate(timeout=30)
     assert b"Traceback" not in errors, errors.decode()
     return said, process.returncode
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """All that is still to come; what was said before a reset is read behind it."""
+    said = b""
+    while True:
+        try:
+            more = connection.recv(65536)
+        except ConnectionResetError:
+            continue
+        if not more:
+            return said
+        said += more
 
 
 def matches(expected: str, text: bytes) -> bool:
@@ -94,7 +117,14 @@ def matches(expected: str, text: bytes) -> bool:
 @pytest.mark.parametrize("name", DIALOGS)
 def test_dialog(sandbox: Sandbox, name: str, chunking: str) -> None:
     dialog = read_dialog(name)
-    said, status = converse(sandbox, dialog, chunking)
+    with contextlib.ExitStack() as stack:
+        screens = {}
+        for user in dialog.settings.get("login", "").split():
+            screens[user] = Terminal(PEOPLE_UIDS[user])
+            stack.callback(screens[user].close)
+        said, status = converse(sandbox, dialog, chunking)
+        shown = {user: terminal.shown() for user, terminal in screens.items()}
+    attribute(dialog.client, said, is_lmtp=dialog.settings.get("protocol") == "lmtp")
     lines = said.decode("ascii").split("\r\n")
     assert lines.pop() == "", "the last reply has no end"
     wrong = [
@@ -104,7 +134,10 @@ def test_dialog(sandbox: Sandbox, name: str, chunking: str) -> None:
     ]
     assert (wrong, len(lines)) == ([], len(dialog.replies)), "\n".join(lines)
     assert status == 0
-    for user in (*UIDS, "root"):
+    for user, screen in shown.items():
+        expected = (HERE / f"{name}.{user}.screen").read_text()
+        assert matches(expected, screen.replace(b"\r\n", b"\n").lstrip(b"\a\n")), screen
+    for user in (*UIDS, *PEOPLE, "root"):
         kept = sandbox.mailbox(user)
         beside = HERE / f"{name}.{user}.mbox"
         if beside.exists():
