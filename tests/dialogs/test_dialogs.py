@@ -27,6 +27,7 @@ from support.terminal import Terminal
 
 HERE = Path(__file__).parent
 DIALOGS = sorted(path.stem for path in HERE.glob("*.dialog"))
+LONGEST_READ = 64 * 1024  # of the receiver: what is longer would lose its end
 CHUNKINGS = ["whole", "bytewise", "trailing"]
 
 
@@ -57,12 +58,11 @@ def read_dialog(name: str) -> Dialog:
 
 
 def pieces(octets: bytes, chunking: str) -> list[bytes]:
-    if chunking == "bytewise":
-        return [octets[at : at + 1] for at in range(len(octets))]
     if chunking == "trailing":
         ends_in_quit = octets.upper().endswith(b"QUIT\r\n")
-        return [octets + (b"NOOP\r\nVRFY x" if ends_in_quit else b"NOO")]
-    return [octets]
+        octets += b"NOOP\r\nVRFY x" if ends_in_quit else b"NOO"
+    size = 1 if chunking == "bytewise" else LONGEST_READ
+    return [octets[at : at + size] for at in range(0, len(octets), size)]
 
 
 def converse(sandbox: Sandbox, dialog: Dialog, chunking: str) -> tuple[bytes, int]:
