@@ -202,6 +202,7 @@ FRAMES = {
     "an empty request": wire.pack(b""),
     "two names": wire.pack(wire.RESOLVE, b"alice", b"bob"),
     "no name": wire.pack(wire.PROBE),
+    "nothing to verify": wire.pack(wire.VERIFY, b"alice"),
     "a spool of its own": wire.pack(wire.SPOOL, b"/etc"),
     "who about one": wire.pack(wire.WHO, b"alice"),
     "a field too few": wire.pack(*delivery()[:-1]),
@@ -745,3 +746,50 @@ def test_an_interrupt_before_the_message_is_whole_defers_it(sandbox: Sandbox) ->
     assert process.wait(20) == 75
     process.communicate()
     assert os.listdir(sandbox.root / "mail") == []
+
+
+PEOPLE = "[receiver]\nvrfy_names = true\n"
+
+
+def test_verify_tells_whose_mailbox_a_string_names(brokered: Callable[..., Brokered]) -> None:
+    broker = brokered(PEOPLE)
+    for string, kind in (
+        (b"alice", b"mailbox"),
+        (b"ALICE", b"anything"),
+        (b"liddell", b"anything"),
+    ):
+        answer, _ = broker.ask(wire.VERIFY, string, kind)
+        assert answer[:2] == [b"250", b"2.1.5"]
+        assert answer[3:] == [b"alice", b"Alice Liddell"]
+    answer, _ = broker.ask(wire.VERIFY, b"Postmaster", b"mailbox")
+    assert answer[3:] == [b"postmaster", b""], "who reads the postmaster's mail is not told"
+    assert broker.outcome(wire.VERIFY, b"liddell", b"mailbox").startswith(b"550 5.1.1")
+    assert broker.outcome(wire.VERIFY, b"smith", b"anything").startswith(b"553 5.1.4")
+
+
+@pytest.mark.parametrize(
+    "string",
+    [
+        b"root",
+        b"mda-net",
+        b"nobody",
+        b"",
+        b" ",
+        b"\0",
+        b"al\0ice",
+        b"../alice",
+        b"\xff",
+        b"x" * 60_000,
+    ],
+    ids=lambda string: repr(string[:12]),
+)
+def test_verify_knows_persons_only(brokered: Callable[..., Brokered], string: bytes) -> None:
+    broker = brokered(PEOPLE)
+    for kind in (b"mailbox", b"anything"):
+        assert broker.outcome(wire.VERIFY, string, kind).startswith(b"550 5.1.1")
+
+
+def test_full_names_are_looked_up_only_where_the_configuration_says_so(
+    brokered: Callable[..., Brokered],
+) -> None:
+    assert brokered().outcome(wire.VERIFY, b"liddell", b"anything").startswith(b"550 5.1.1")

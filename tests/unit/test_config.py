@@ -47,6 +47,18 @@ def test_values_are_read_and_frozen(tmp_path: Path) -> None:
         loaded.receiver.hostname = "other"
 
 
+def test_limits_at_their_bounds_are_good(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "[receiver]\npath = 256\ntext_line = 1000\nreceived_lines = 10\nsession_seconds = 60\n"
+        "junk_commands = 20\nvrfy = 'networks'\nbare_newlines = 'reject'\n"
+        "vrfy_networks = ['192.0.2.1', '10.0.0.0/8', '2001:db8::/32', '::1']\n",
+    )
+    receiver = load(path, str(tmp_path / "snapshot")).receiver
+    assert (receiver.path, receiver.text_line, receiver.vrfy) == (256, 1000, "networks")
+    assert receiver.vrfy_networks == ("192.0.2.1", "10.0.0.0/8", "2001:db8::/32", "::1")
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -77,6 +89,21 @@ def test_values_are_read_and_frozen(tmp_path: Path) -> None:
         ('[delivery]\nspool = "/x\\u0000"\n', "2: delivery.spool: must be an absolute path"),
         ("[delivery]\nlock_seconds = 61\n", "2: delivery.lock_seconds: must be between 1 and 60"),
         ("[receiver]\ncommand_line = 8193\n", "must be between 512 and 8192, not 8193"),
+        ("[receiver]\npath = 255\n", "2: receiver.path: must be between 256 and 8192, not 255"),
+        ("[receiver]\ntext_line = 999\n", "2: receiver.text_line: must be 0, for no limit, or at"),
+        ("[receiver]\ntext_line = -1\n", "2: receiver.text_line: must be between 0 and"),
+        ("[receiver]\nreceived_lines = 9\n", "2: receiver.received_lines: must be between 10 and"),
+        ("[receiver]\nbare_newlines = 'keep'\n", "'keep' is not one of accept, reject"),
+        ("[receiver]\nstrict_syntax = 'no'\n", "2: receiver.strict_syntax: must be true or false"),
+        (
+            "[receiver]\nvrfy = 'all'\n",
+            "2: receiver.vrfy: 'all' is not one of local, networks, nob",
+        ),
+        ("[receiver]\nvrfy_networks = ['10.0.0.1/8']\n", "'10.0.0.1/8' is not a network, such as"),
+        ("[receiver]\nvrfy_networks = ['home.example']\n", "'home.example' is not a network"),
+        ("[receiver]\nvrfy_networks = ['']\n", "2: receiver.vrfy_networks: '' is not a network"),
+        ("[receiver]\nsession_seconds = 59\n", "receiver.session_seconds: must be between 60 and"),
+        ("[receiver]\njunk_commands = 19\n", "2: receiver.junk_commands: must be between 20 and"),
         (
             "[receiver]\nlocal_domains = ['a', '']\n",
             "2: receiver.local_domains: '' is not a domain",

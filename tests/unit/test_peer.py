@@ -14,7 +14,7 @@ from support.sandbox import effective_uid
 from mda.config import Config
 from mda.model import Peer
 from mda.receiver import peer
-from mda.receiver.peer import identify, local_peer
+from mda.receiver.peer import identify, is_on_smtp_port, local_peer
 
 PERSON = 1001
 PROGRAM = 105
@@ -256,3 +256,55 @@ def test_pipes_files_and_closed_descriptors_verify_nobody() -> None:
 def test_a_socket_of_another_family_is_a_stream() -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as other:
         assert identify(other.fileno(), Config()).kind == "stream"
+
+
+@pytest.mark.parametrize(
+    ("vrfy", "networks", "allowed"),
+    [
+        ("local", (), {"person", "program", "transport agent", "loopback", "loopback6"}),
+        ("nobody", ("192.0.2.0/24",), set()),
+        ("networks", (), {"person", "program", "transport agent", "loopback", "loopback6"}),
+        (
+            "networks",
+            ("192.0.2.0/25", "2001:db8::/32"),
+            {"person", "program", "transport agent", "loopback", "loopback6", "near", "near6"},
+        ),
+    ],
+)
+def test_names_are_for_the_peers_that_the_configuration_names(
+    vrfy: str, networks: tuple[str, ...], allowed: set[str]
+) -> None:
+    config = Config().with_values("receiver", vrfy=vrfy, vrfy_networks=networks)
+    found = {
+        "person": identify_local(PERSON, config),
+        "program": identify_local(PROGRAM, config),
+        "transport agent": identify_local(106, config),
+        "loopback": identify_remote("127.0.0.1", config),
+        "loopback6": identify_remote("::1", config),
+        "near": identify_remote("::ffff:192.0.2.127", config),
+        "far": identify_remote("192.0.2.128", config),
+        "near6": identify_remote("2001:db8::1", config),
+        "far6": identify_remote("fe80::1%eth0", config),
+        "stream": Peer("stream"),
+    }
+    assert {name for name, one in found.items() if one.may_ask_names} == allowed
+
+
+def test_only_a_connection_to_tcp_port_25_is_one(
+    connect: Callable[[str], tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, theirs = connect("127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        monkeypatch.setattr(peer, "_SMTP_PORT", port)
+        assert is_on_smtp_port(listening.fileno())
+        with socket.create_connection(("127.0.0.1", port)) as ours:
+            accepted, _ = listening.accept()
+            with accepted:
+                assert is_on_smtp_port(accepted.fileno())
+                assert not is_on_smtp_port(ours.fileno()), "the port of the other end"
+    local = socket.socketpair(socket.AF_UNIX)
+    for fd in (theirs.fileno(), local[0].fileno(), 0, 999):
+        assert not is_on_smtp_port(fd)
+    for each in local:
+        each.close()

@@ -362,6 +362,41 @@ def test_only_loopback_is_offered_the_terminal_verbs_over_tcp(
     assert b"550 5.7.1" in done.stdout, "the network may relay"
 
 
+PORT_25 = """
+import os, socket, subprocess, sys
+listening = socket.create_server(('127.0.0.1', 25))
+if sys.argv[1] == 'serve':
+    os.dup2(os.dup(listening.fileno()), 3)
+    os.set_inheritable(3, True)
+    os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES=sys.argv[2])
+    os.execv(sys.argv[3], sys.argv[3:])
+ours = socket.create_connection(('127.0.0.1', 25))
+theirs, _ = listening.accept()
+process = subprocess.Popen(sys.argv[3:] + ['--protocol', sys.argv[2]], stdin=theirs, stdout=theirs)
+theirs.close()
+ours.sendall(b'QUIT\\r\\n')
+sys.stdout.write(ours.makefile().readline())
+"""
+
+
+def on_port_25(sandbox: Sandbox, command: str, protocol: str) -> tuple[bytes, bytes]:
+    """What `mda COMMAND` says, and logs, when its socket is one on TCP port 25."""
+    probe = [sys.executable, "-I", "-c", PORT_25, command, protocol, *start_command(), command]
+    script = 'ip link set lo up; exec "$@"'
+    done = sandbox.run(["unshare", "--net", "sh", "-c", script, "sh", *probe])
+    return done.stdout, done.stderr
+
+
+def test_lmtp_is_never_spoken_on_port_25(sandbox: Sandbox) -> None:
+    said, logged = on_port_25(sandbox, "receive", "lmtp")
+    assert said.startswith(b"421 4.3.5 mda.test Configuration error")
+    assert b"LMTP is not for TCP port 25" in logged
+    said, _ = on_port_25(sandbox, "receive", "smtp")
+    assert said.startswith(b"220 mda.test ESMTP")
+    said, logged = on_port_25(sandbox, "serve", "lmtp")
+    assert (said, b"LMTP must not be spoken on TCP port 25" in logged) == (b"", True)
+
+
 def test_pipes_will_do_as_well_as_a_socket(sandbox: Sandbox) -> None:
     done = sandbox.run([*start_command(), "receive"], input=ENVELOPE + TEXT + b"QUIT\r\n")
     assert b"250 2.0.0 Delivered" in done.stdout

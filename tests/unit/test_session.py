@@ -368,3 +368,57 @@ def test_an_address_as_long_as_it_may_be_fits_its_reply(sandbox: Sandbox) -> Non
         said = dialogue(connect(sandbox, SMTP, "bob"), b"HELO x\r\nMAIL FROM:<b>\r\n" + path)
     assert max(len(line) for line in said.split(b"\r\n")) <= 510
     assert said.split(b"\r\n")[3][:1] == b"5"
+
+
+def test_a_session_may_not_last_for_ever_however_busy(talk: Callable[..., Talk]) -> None:
+    busy = talk(config=Config().with_values("receiver", session_seconds=0.4, junk_commands=10_000))
+    said = b""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while b"421" not in said:
+            busy.client.sendall(b"NOOP\r\n")
+            said += busy.client.recv(65_536)
+    assert said.startswith(b"220 mda.test ESMTP mda ready\r\n250 2.0.0 OK\r\n")
+    assert b"421 4.4.2 mda.test Session has lasted too long, closing transmission" in said
+
+
+def test_junk_is_counted_anew_after_each_message_and_not_after_each_sender(
+    talk: Callable[..., Talk],
+) -> None:
+    idle = talk(config=limited(junk_commands=20, errors=1000))
+    idle.line.say(b"HELO x\r\n" + b"MAIL FROM:<b>\r\nRSET\r\n" * 30)
+    said = idle.line.finish()
+    assert said.count(b"\r\n250 2.0.0 OK\r\n") == 19, "HELO is the first of twenty"
+    assert said.endswith(
+        b"421 4.7.0 mda.test Too many commands without a message, closing transmission channel\r\n"
+    )
+
+
+def test_questions_about_names_are_junk(talk: Callable[..., Talk]) -> None:
+    curious = talk(
+        config=limited(junk_commands=20),
+        peer=Peer("unix", "uid 1002", 1002, "bob", may_ask_names=True),
+    )
+    curious.line.say(b"VRFY alice\r\n" * 30)
+    for _ in range(20):
+        assert curious.asked() == [wire.VERIFY, b"alice", b"anything"]
+        curious.answer(Outcome(250, "2.1.5", "User"), b"alice", b"")
+    said = curious.line.finish()
+    assert said.count(b"250 2.1.5 <alice@mda.test>\r\n") == 20
+    assert b"421 4.7.0 mda.test Too many commands without a message" in said
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (b"NOOP " + b"x" * 3000 + b"\r\n", 'refused peer="uid 1002" reply="Line too long"'),
+        (b"GET / HTTP/1.1\r\n", "This is no HTTP server"),
+        (b"WHAT\r\n" * 60, "sent-away"),
+        (b"NOOP\r\n" * 110, "sent-away"),
+    ],
+)
+def test_who_is_refused_or_sent_away_is_in_the_log(
+    sandbox: Sandbox, said: bytes, line: str
+) -> None:
+    with served(sandbox, "--listen", f"unix:{SMTP}") as daemon:
+        dialogue(connect(sandbox, SMTP, "bob"), said)
+        daemon.expect_in_log(line)

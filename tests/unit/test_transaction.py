@@ -17,7 +17,7 @@ from mda.model import Outcome, Path, Peer, Recipient
 from mda.receiver import replies
 from mda.receiver.domains import Domains
 from mda.receiver.grammar import parse_path
-from mda.receiver.transaction import Transaction, combine, peer_text
+from mda.receiver.transaction import Transaction, combine, name_protocol, peer_text
 
 if TYPE_CHECKING:
     from mda.model import Verb
@@ -456,3 +456,44 @@ def test_each_refusal_is_one_line_too(logged: list[tuple[int, str]]) -> None:
 def test_an_accepted_recipient_is_no_line_yet(logged: list[tuple[int, str]]) -> None:
     begin(Broker(), "alice", "carol")
     assert logged == []
+
+
+@pytest.mark.parametrize(
+    ("pieces", "is_refused"),
+    [
+        ([b"x" * 998 + b"\n"], False),
+        ([b"x" * 999 + b"\n"], True),
+        ([b"x" * 500, b"x" * 498, b"\n", b"y" * 998], False),
+        ([b"x" * 500, b"x" * 499 + b"\ny\n"], True),
+        ([b"a\n" + b"x" * 500, b"x" * 499], True),
+        ([b"x" * 998 + b"\n" + b"x" * 998 + b"\n", b"x"], False),
+    ],
+)
+def test_a_text_line_is_measured_in_any_pieces(pieces: list[bytes], is_refused: bool) -> None:
+    config = Config().with_values("receiver", text_line=1000)
+    broker = Broker()
+    transaction = begin(broker, "alice", config=config)
+    for piece in pieces:
+        transaction.write(piece)
+    (outcome,) = [outcome for _, outcome in transaction.finish()]
+    assert (outcome.code == 554) == is_refused
+    assert bool(broker.deliveries) != is_refused
+
+
+def test_what_the_protocol_has_against_a_text_is_everybodys_outcome() -> None:
+    broker = Broker()
+    transaction = begin(broker, "alice", "bob")
+    transaction.write(b"a\rb\n")
+    outcomes = [outcome for _, outcome in transaction.finish(replies.BARE_NEWLINE)]
+    assert [(each.code, each.enhanced) for each in outcomes] == [(554, "5.6.0")] * 2
+    assert broker.deliveries == []
+
+
+def test_the_time_stamp_names_the_protocol_of_a_utf8_transaction() -> None:
+    assert name_protocol("ESMTP", is_utf8=True) == "UTF8SMTP"
+    assert name_protocol("LMTP", is_utf8=True) == "UTF8LMTP"
+    assert [name_protocol(each, is_utf8=False) for each in ("SMTP", "ESMTP", "LMTP")] == [
+        "SMTP",
+        "ESMTP",
+        "LMTP",
+    ]

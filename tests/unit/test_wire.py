@@ -105,6 +105,16 @@ def test_each_request_reaches_the_broker_whole(
         (done, "alice"),
         [wire.RESOLVE, b"Alice"],
     )
+    person = wire.pack_outcome(done, b"alice", "Alicë".encode())
+    assert answered(pair, lambda b: b.verify(b"Alice", may_be_full_name=True), person) == (
+        (done, "alice", "Alicë"),
+        [wire.VERIFY, b"Alice", b"anything"],
+    )
+    _, asked = answered(pair, lambda b: b.verify(b"Alice", may_be_full_name=False), person)
+    assert asked == [wire.VERIFY, b"Alice", b"mailbox"]
+    none = wire.pack_outcome(Outcome(550, "5.1.1", "no"))
+    found, _ = answered(pair, lambda b: b.verify(b"x", may_be_full_name=True), none)
+    assert found == (Outcome(550, "5.1.1", "no"), "", "")
     width = wire.pack_outcome(done, b"132")
     assert answered(pair, lambda b: b.probe(b"alice"), width) == (
         (done, 132),
