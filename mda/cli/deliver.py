@@ -85,11 +85,10 @@ def hand_over(sender: str, users: list[str], verb: Verb) -> int:
     """Give the message to the LMTP socket (decision 2): a user cannot write the spool."""
     # Both parse, and so are nothing for root, who is a broker.
     from mda.cli import handover
-    from mda.receiver.grammar import spell_path
+    from mda.receiver.grammar import clean_path, spell_path
 
     # The MTA that calls has judged the sender; what no command can carry becomes "?".
-    octets = sender.encode("utf-8", "replace")[:_LONGEST_SENDER]
-    reverse_path = spell_path("".join(chr(c) if 32 <= c < 127 else "?" for c in octets))
+    reverse_path = spell_path(clean_path(sender, _LONGEST_SENDER))
     forward_paths = [spell_path(user) for user in users]
     try:
         with handover.Client() as client:

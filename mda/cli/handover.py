@@ -119,7 +119,8 @@ class Client:
     def _deliver(
         self, verb: str, sender: str, recipients: list[str], message: Iterable[bytes]
     ) -> list[Outcome]:
-        opened = self._ask(f"{self._choose(verb)} FROM:<{sender}>")
+        parameter = self._allow_utf8("".join((sender, *recipients)))
+        opened = self._ask(f"{self._choose(verb)} FROM:<{sender}>{parameter}")
         if not opened.is_done:
             raise Refused(opened)
         outcomes = [self._ask(f"RCPT TO:<{recipient}>") for recipient in recipients]
@@ -146,10 +147,17 @@ class Client:
             raise Refused(Outcome(550, "5.7.1", "Terminals are not for you here"))
         return "MAIL"
 
+    def _allow_utf8(self, addresses: str) -> str:
+        """The parameter for addresses that ASCII cannot hold, where that is offered."""
+        if addresses.isascii() or not self._lmtp.has_extn("smtputf8"):
+            return ""
+        self._lmtp.command_encoding = "utf-8"
+        return " SMTPUTF8"
+
     def _ask(self, command: str) -> Outcome:
         if not command.isprintable():
             return Outcome(501, "5.1.3", "An address holds a control character")
-        if not command.isascii():
+        if not command.isascii() and self._lmtp.command_encoding == "ascii":
             return Outcome(501, "5.6.7", "An address holds a character outside ASCII")
         return outcome_of(*self._lmtp.docmd(command))
 

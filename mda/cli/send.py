@@ -113,7 +113,9 @@ def compose(sender: str, subject: str, recipients: list[str], text: str) -> byte
     `sender` and `recipients` are addresses. What the command line holds in another
     character set than UTF-8 becomes replacement characters.
     """
-    message = EmailMessage(policy=SMTP.clone(cte_type="8bit"))
+    # An address cannot be an encoded word (RFC 2047 5): beyond ASCII it needs a UTF-8 header.
+    is_utf8 = not "".join((sender, *recipients)).isascii()
+    message = EmailMessage(policy=SMTP.clone(cte_type="8bit", utf8=is_utf8))
     message["Date"] = format_datetime(localtime())
     message["From"] = sender
     message["To"] = ", ".join(recipients)

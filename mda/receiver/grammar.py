@@ -169,6 +169,13 @@ def _skip(text: bytes, at: int, allowed: frozenset[int]) -> int:
     return at
 
 
+def clean_path(address: str, longest: int) -> str:
+    """At most `longest` octets of `address`, "?" standing for what no path may hold."""
+    octets = address.encode("utf-8", "surrogateescape")[:longest]
+    text = octets.decode("utf-8", "replace")
+    return "".join(c if c.isprintable() and c != "\ufffd" else "?" for c in text)
+
+
 def spell_path(address: str) -> str:
     """`address` as it stands between the brackets of a path (RFC 821 4.1.2).
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mda.model import Peer, Recipient, Verb
     from mda.wire import Broker
 
+_LONGEST = 1000  # octets of an address
+
 
 def submit(
     broker: Broker,
@@ -49,25 +51,25 @@ def submit(
 
 def reverse_path(sender: str) -> Path:
     """The path that `sender` is, or one that only carries its text."""
-    text = bytes(c if 32 < c < 127 else 63 for c in sender.encode("utf-8", "replace"))[:1000]
-    try:
-        path, rest = grammar.parse_path(b"<" + text + b">")
-    except grammar.PathError:
-        return Path(text, (), text, b"")
-    return path if not rest else Path(text, (), text, b"")
+    spelt = grammar.spell_path(grammar.clean_path(sender, _LONGEST)) if sender else ""
+    return _read_path(spelt.encode()) or Path(spelt.encode(), (), spelt.encode(), b"")
 
 
 def forward_path(user: str) -> Path:
     """The path that `user` is (a login name, or an address), or one that is nobody's."""
-    text = user.encode("utf-8", "surrogateescape")[:1000]
-    spelt = grammar.spell_path(user).encode("utf-8", "surrogateescape")[:1000]
-    try:
-        path, rest = grammar.parse_path(b"<" + spelt + b">")
-    except grammar.PathError:
-        return Path(text, (), text, b"")
-    if rest or not path.text:
+    text = user.encode("utf-8", "surrogateescape")[:_LONGEST]
+    path = _read_path(grammar.spell_path(user).encode("utf-8", "surrogateescape")[:_LONGEST])
+    if path is None or not path.text:
         return Path(text, (), text, b"")
     return Path(text, (), path.local_part, path.domain)
+
+
+def _read_path(text: bytes) -> Path | None:
+    try:
+        path, rest = grammar.parse_path(b"<%b>" % text)
+    except grammar.PathError:
+        return None
+    return None if rest else path
 
 
 def _run(transaction: Transaction, users: list[str], message: Iterable[bytes]) -> list[Outcome]:

@@ -388,7 +388,8 @@ def test_deliver_takes_off_a_from_line_and_nothing_else(
 SENDERS = {
     "a..b@docomo.ne.jp": '"a..b"@docomo.ne.jp',
     "a b@x": '"a b"@x',
-    "é@x": "??@x",
+    "é@x": "é@x",
+    "\udce9\x07\x85@x": "???@x",
     "<x@y>": "x@y",
     "MAILER-DAEMON": "",
     "": "",
@@ -414,13 +415,12 @@ def test_deliver_as_a_user_takes_every_sender_that_an_mta_has_taken(sandbox: San
 
 
 def test_deliver_as_root_takes_them_too(sandbox: Sandbox) -> None:
-    for sender in ("a..b@docomo.ne.jp", "é@x", "<x@y>", "MAILER-DAEMON"):
+    for sender in SENDERS:
         words = [*MDA, "deliver", "-f", sender, "-d", "alice@mda.test", "-a", "box"]
         done = sandbox.run(words, input=MESSAGE)
         assert (done.returncode, done.stderr) == (0, b""), sender
     kept = (sandbox.mailbox("alice") or b"").decode()
-    paths = ["a..b@docomo.ne.jp", "??@x", "x@y", ""]
-    assert re.findall(r"(?m)^Return-Path: <(.*)>$", kept) == paths
+    assert re.findall(r"(?m)^Return-Path: <(.*)>$", kept) == list(SENDERS.values())
     assert "(local user mda-net" not in kept, "the session process is no person"
 
 
@@ -950,3 +950,26 @@ def test_a_backslash_in_a_login_name_leads_to_nobody_else(sandbox: Sandbox, user
         done = sandbox.run([*MDA, "deliver", "-d", "ali\\ce"], user=user, input=MESSAGE)
     assert done.returncode == 67, done.stderr
     assert sandbox.mailbox("alice") is None
+
+
+@pytest.mark.parametrize("user", ["root", "bob"])
+def test_a_login_name_beyond_ascii_gets_its_mail(sandbox: Sandbox, user: str) -> None:
+    with served(sandbox):
+        done = sandbox.run([*MDA, "deliver", "-d", "zoë"], user=user, input=MESSAGE)
+        assert (done.returncode, done.stderr) == (0, b"")
+        done = sandbox.run([*MDA, "send", "zoë@mda.test", "hello"], user=user)
+        assert (done.returncode, done.stderr) == (0, b"")
+        done = sandbox.run([*MDA, "deliver", "-d", "zoè"], user=user, input=MESSAGE)
+        assert done.returncode == 67
+    kept = (sandbox.mailbox("zoë") or b"").decode()
+    assert kept.count("Return-Path") == 2
+    assert "\nTo: zoë@mda.test\n" in kept
+
+
+def test_a_receiver_that_knows_no_utf8_is_not_sent_any(sandbox: Sandbox) -> None:
+    script = [*ADDRESSED, b"250 2.1.5 OK\r\n", b"354 go\r\n", b"250 2.0.0 OK\r\n"]
+    words = ["-dzoë", "-da"]
+    done, said = run_beside(sandbox, script[:3] + script[4:], "deliver", *words)
+    assert done.returncode == 65
+    assert done.stderr.startswith("5.6.7 <zoë> An address holds a character".encode())
+    assert said[1:4] == [b"MAIL FROM:<>\r\n", b"RCPT TO:<a>\r\n", b"DATA\r\n"]
