@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.dialogue import converse, make_protocol
+from support.dialogue import converse, cut, make_protocol
 
 from mda.receiver.dotstream import DotStream
 
@@ -36,11 +34,6 @@ WORDS = st.sampled_from(
     ]
 )
 SESSIONS = st.lists(st.one_of(WORDS, st.binary(max_size=20)), max_size=30).map(b"".join)
-
-
-def cut(octets: bytes, places: list[int]) -> list[bytes]:
-    at = sorted({0, len(octets), *(place % (len(octets) + 1) for place in places)})
-    return [octets[a:b] for a, b in itertools.pairwise(at)]
 
 
 @given(SESSIONS, st.lists(st.integers(0, 10_000), max_size=20), st.booleans())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.dialogue import converse, make_protocol
+from support.dialogue import converse, cut, make_protocol
 from support.sandbox import Sandbox
 from support.sequences import ADDED, RFC821, attribute
 from support.serving import LMTP, SMTP, connect, served
@@ -78,11 +78,6 @@ WORDS = st.one_of(
 SESSIONS = st.lists(WORDS, max_size=25).map(b"".join)
 PLACES = st.lists(st.integers(0, 10_000), max_size=12)
 VERB_OF: dict[type, str] = {Opening: "MAIL", EndOfData: "."}
-
-
-def cut(octets: bytes, places: list[int]) -> list[bytes]:
-    at = sorted({0, len(octets), *(place % (len(octets) + 1) for place in places)})
-    return [octets[a:b] for a, b in itertools.pairwise(at)]
 
 
 def answer_from(choices: Iterator[int]) -> Callable[[object], Reply]:

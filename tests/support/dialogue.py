@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from mda.config import Config
@@ -86,6 +87,12 @@ class Record:
         reply = answer(event)
         self.said += reply.render()
         protocol.settle(reply.is_accepted)
+
+
+def cut(octets: bytes, places: list[int]) -> list[bytes]:
+    """`octets` in pieces, cut at `places` wherever those are."""
+    at = sorted({0, len(octets), *(place % (len(octets) + 1) for place in places)})
+    return [octets[a:b] for a, b in itertools.pairwise(at)]
 
 
 def converse(

@@ -13,17 +13,17 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support.children import in_child
 
 from mda.delivery import lock
 from mda.model import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 FROM_LINE = b"From bob@example.org Tue Jan  6 10:00:00 2026\n"
 NOBODY = 65_534
@@ -58,21 +58,6 @@ def must_miss(path: Path) -> Outcome:
     assert isinstance(missed, Outcome)
     assert (missed.code, missed.enhanced) == (451, "4.2.0")
     return missed
-
-
-def in_child(run: Callable[[], None]) -> int:
-    """Run a function in a forked child; its exit status, or minus the signal's number."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            run()
-            status = 0
-        except BaseException:  # noqa: BLE001 (a child must never return into pytest)
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def become_nobody() -> None:

@@ -13,11 +13,11 @@ import stat
 import subprocess
 import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from support.children import in_child, start_child
 
 from mda.delivery import lock, mbox
 from mda.model import Outcome
@@ -58,25 +58,6 @@ def append(
         )
     finally:
         os.close(fd)
-
-
-def start_child(run: Callable[[], object]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            run()
-            status = 0
-        except BaseException:  # noqa: BLE001 (a child must never return into pytest)
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return pid
-
-
-def in_child(run: Callable[[], object]) -> int:
-    """Run a function in a forked child; its exit status, or minus the signal's number."""
-    return os.waitstatus_to_exitcode(os.waitpid(start_child(run), 0)[1])
 
 
 def become(uid: int, gid: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from support.sandbox import SESSION_UID, UIDS, Sandbox, start_command
+from support.serving import status_of
 
 ENVELOPE = b"EHLO x\r\nMAIL FROM:<bob@example.org>\r\nRCPT TO:<alice>\r\nDATA\r\n"
 TEXT = b"Subject: x\r\n\r\nhello\r\n.\r\n"
@@ -74,11 +75,6 @@ def connect(sandbox: Sandbox) -> Iterator[Callable[..., Client]]:
     for client in clients:
         client.socket.close()
         client.process.communicate(timeout=30)
-
-
-def status_of(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def test_the_session_has_lost_every_privilege_and_the_broker_the_client(
