@@ -17,7 +17,7 @@ import resource
 import time
 
 from mda import log, wire
-from mda.config import mailbox_mode_for
+from mda.config import is_maildir, mailbox_folder, mailbox_mode_for
 from mda.model import VERBS, Outcome, classify_os_error
 
 TYPE_CHECKING = False
@@ -273,7 +273,7 @@ def preload() -> None:
     """Load what `Answers` needs, and what finding logins needs, before any fork."""
     import psutil  # noqa: F401
 
-    from mda.delivery import deliver, mbox  # noqa: F401
+    from mda.delivery import deliver, maildir, mbox  # noqa: F401
     from mda.recipients import fullname, resolve  # noqa: F401
     from mda.terminal import sessions, tty  # noqa: F401
 
@@ -284,10 +284,11 @@ class Answers:
     def __init__(self, config: Config, peer: Peer, identities: Identities) -> None:
         # Loaded here: after the fork, so that the greeting need not wait for them, and
         # before any change of identity, which could make them unreadable.
-        from mda.delivery import deliver, mbox
+        from mda.delivery import deliver, maildir, mbox
         from mda.recipients import fullname, resolve
         from mda.terminal import sessions, tty
 
+        self._maildir = maildir
         self._fullname = fullname
         self._run = deliver.run
         self._append = mbox.append
@@ -305,9 +306,8 @@ class Answers:
         match request:
             case [wire.RESOLVE, local_part]:
                 outcome, account = self._find(local_part)
-                return wire.pack_outcome(
-                    outcome, *([os.fsencode(account.user)] if account else [])
-                ), -1
+                names = [account.user, account.extension] if account else []
+                return wire.pack_outcome(outcome, *map(os.fsencode, names)), -1
             case [wire.VERIFY, string, kind]:
                 outcome, *names = self._verify(string, may_be_full_name=kind == b"anything")
                 return wire.pack_outcome(outcome, *map(os.fsencode, names)), -1
@@ -333,13 +333,29 @@ class Answers:
             mailbox=self._config.delivery.mailbox,
             uid_range=(recipients.uid_min, recipients.uid_max),
             postmaster=recipients.postmaster,
+            separator=recipients.extension_separator,
             only_uid=self._identities.only_uid,
         )
+        if found[1] is not None and found[1].extension:
+            found = self._choose_folder(found[1])
         # A client that guesses names must not fill our memory, nor a failure of the
         # account database outlast itself.
         if found[0].is_done and len(self._accounts) < _MOST_ACCOUNTS:
             self._accounts[name] = found
         return found
+
+    def _choose_folder(self, account: Account) -> tuple[Outcome, Account | None]:
+        """Turn to the folder that the extension names; without one, forget the extension."""
+        folder = ""
+        if is_maildir(self._config):
+            try:
+                with self._as_recipient(account):
+                    folder = self._maildir.find_folder(account.mailbox, account.extension)
+            except OSError as error:
+                return classify_os_error(error, "looking for the folder"), None
+        account.mailbox = folder or account.mailbox
+        account.extension = account.extension if folder else ""
+        return Outcome(250, "2.1.5", "Recipient OK"), account
 
     def _verify(self, string: bytes, *, may_be_full_name: bool) -> tuple[Outcome, str, str]:
         """Whose mailbox `string` is or, where that is allowed, who is called so."""
@@ -439,7 +455,8 @@ class Answers:
 
         A device, a pipe or a file that changes under us could hold us, or never end.
         """
-        if not prefix.startswith(b"From ") or not prefix.endswith(b"\n") or fd == -1:
+        first = b"Return-Path: " if is_maildir(self._config) else b"From "
+        if not prefix.startswith(first) or not prefix.endswith(b"\n") or fd == -1:
             raise wire.WireError("a delivery without a message")
         status = os.fstat(fd)
         if self._spool_fd != -1 and os.path.samestat(status, os.fstat(self._spool_fd)):
@@ -456,15 +473,11 @@ class Answers:
         notes: list[str] = []
         try:
             with self._as_recipient(account):
-                return self._append(
-                    account.mailbox,
-                    account.uid,
-                    mailbox_mode_for(self._config),
-                    prefix,
-                    *text,
-                    deadline,
-                    notes,
-                )
+                place = (account.mailbox, account.uid)
+                if is_maildir(self._config):
+                    return self._maildir.deliver(*place, prefix, *text, notes)
+                mode = mailbox_mode_for(self._config)
+                return self._append(*place, mode, prefix, *text, deadline, notes)
         except OSError as error:
             return classify_os_error(error, "delivering")
         finally:
@@ -477,7 +490,7 @@ class Answers:
         Only root's directory with no user's name in its path is a spool: anywhere else a
         user could lead the path to a directory of a group that is not the user's.
         """
-        directory = os.path.dirname(self._config.delivery.mailbox)
+        directory = mailbox_folder(self._config)
         if self._identities.only_uid is None and "{" not in directory:
             status = os.stat(directory)
             if status.st_uid == 0:

@@ -86,6 +86,7 @@ class Recipients(Section):
     uid_min: int = 1000
     uid_max: int = 60_000
     postmaster: str = "root"
+    extension_separator: str = "+"
 
 
 class Delivery(Section):
@@ -374,6 +375,12 @@ def _judge_host_name(name: Any) -> str:
     return "" if not name or _is_host_name(name) else f"{_show(name)} is not a host name"
 
 
+def _judge_separator(separator: Any) -> str:
+    is_good = len(separator) <= 1 and separator not in ("@", "/", " ", '"', "\\")
+    is_good = is_good and not separator.isalnum() and separator.isprintable()
+    return "" if is_good and separator.isascii() else "must be one mark, or empty for none"
+
+
 def _judge_account(name: Any) -> str:
     is_plain = bool(name) and name.isprintable() and not set(name) & set(":/")
     return "" if is_plain else f"{_show(name)} is no name in the account database"
@@ -397,7 +404,7 @@ def _judge_template(template: Any) -> str:
     is_path = (
         template.startswith(("/", "{home}/"))
         and template.isprintable()
-        and not template.endswith("/")
+        and not template.endswith("//")
         and ".." not in template.split("/")
     )
     if not is_path or "{" in rest or "}" in rest:
@@ -409,6 +416,7 @@ _JUDGES: dict[str, Callable[[Any], str]] = {
     "receiver.hostname": _judge_host_name,
     "receiver.text_line": _judge_text_line,
     "recipients.postmaster": _judge_account,
+    "recipients.extension_separator": _judge_separator,
     "delivery.mailbox": _judge_template,
     "delivery.mailbox_mode": _judge_mode,
     "delivery.spool": _judge_directory,
@@ -458,9 +466,18 @@ def mailbox_mode_for(config: Config) -> int:
     A mailbox outside of a common directory gets the user's own group, which on many hosts
     is everybody's.
     """
-    directory = os.path.dirname(config.delivery.mailbox)
     mode = config.delivery.mailbox_mode
-    return mode & 0o600 if "{" in directory else mode
+    return mode & 0o600 if "{" in mailbox_folder(config) else mode
+
+
+def is_maildir(config: Config) -> bool:
+    """Mailboxes are Maildirs: their template ends in a slash, as in Postfix and procmail."""
+    return config.delivery.mailbox.endswith("/")
+
+
+def mailbox_folder(config: Config) -> str:
+    """The directory that a mailbox is created in; not filled in, it may hold {user}."""
+    return os.path.dirname(config.delivery.mailbox.rstrip("/"))
 
 
 def official_name(config: Config) -> str:

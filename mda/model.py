@@ -98,30 +98,39 @@ class Path:
 
 
 class Account:
-    """A local account as the broker found it: whose mailbox, whose terminals, where."""
+    """A local account as the broker found it: whose mailbox, whose terminals, where.
 
-    __slots__ = ("gid", "home", "mailbox", "uid", "user")
+    `extension` is what stood behind the user's name in the address ("lists" in
+    `alice+lists`); `mailbox` a path, which ends in a slash if it is a Maildir.
+    """
 
-    def __init__(self, user: str, uid: int, gid: int, home: str, mailbox: str) -> None:
+    __slots__ = ("extension", "gid", "home", "mailbox", "uid", "user")
+
+    def __init__(
+        self, user: str, uid: int, gid: int, home: str, mailbox: str, extension: str = ""
+    ) -> None:
         self.user = user
         self.uid = uid
         self.gid = gid
         self.home = home
         self.mailbox = mailbox
+        self.extension = extension
 
 
 class Recipient:
     """An accepted forward-path and what the broker said about it at RCPT.
 
-    `user` is the account's name; `width` the columns of the terminal that would show
-    a message now, or 0 where none would.
+    `user` is the account's name, `folder` the one of its folders that the message goes
+    to, "" for its inbox; `width` the columns of the terminal that would show a message
+    now, or 0 where none would.
     """
 
-    __slots__ = ("path", "user", "width")
+    __slots__ = ("folder", "path", "user", "width")
 
-    def __init__(self, path: Path, user: str, width: int = 0) -> None:
+    def __init__(self, path: Path, user: str, folder: str = "", width: int = 0) -> None:
         self.path = path
         self.user = user
+        self.folder = folder
         self.width = width
 
 

@@ -128,10 +128,14 @@ class Broker:
         outcome = Outcome(int(answer[0]), answer[1].decode("ascii"), answer[2].decode("ascii"))
         return outcome, answer[3:], answer_fd
 
-    def resolve(self, local_part: bytes) -> tuple[Outcome, str]:
-        """Whose mail `local_part` is: the outcome, and the account's name if it is 2xx."""
+    def resolve(self, local_part: bytes) -> tuple[Outcome, str, str]:
+        """Whose mail `local_part` is: the outcome, the account's name, the folder of it.
+
+        Both names are empty unless the outcome is 2xx; an inbox has no folder's name.
+        """
         outcome, more, _ = self._ask(RESOLVE, local_part)
-        return outcome, more[0].decode("utf-8", "surrogateescape") if more else ""
+        user, folder = (each.decode("utf-8", "surrogateescape") for each in more or (b"", b""))
+        return outcome, user, folder
 
     def verify(self, string: bytes, *, may_be_full_name: bool) -> tuple[Outcome, str, str]:
         """Whom `string` names: the outcome, the local part of the mailbox, the full name.

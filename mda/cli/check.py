@@ -39,6 +39,7 @@ from mda.config import (
     ConfigError,
     load,
     local_domains,
+    mailbox_folder,
     official_name,
 )
 
@@ -163,7 +164,7 @@ def check_mail_spool(config: Config) -> Iterator[Finding]:
 
     That is done with the user's uid and the folder's group (design, decision 1).
     """
-    folder = os.path.dirname(config.delivery.mailbox)
+    folder = mailbox_folder(config)
     if "{" in folder:
         return
     remedy = f"install -d -o root -g mail -m 2775 {folder}"

@@ -48,11 +48,7 @@ _BAD_RECIPIENT = ("5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10")
 @click.option("-f", "sender", default="", metavar="SENDER", help="Reverse-path; empty for none.")
 @click.option("-d", "users", multiple=True, metavar="USER", help="Recipient; again for more.")
 @click.option(
-    "-a",
-    "extension",
-    expose_value=False,  # a user has one mailbox, with or without
-    metavar="EXTENSION",
-    help="As in USER+EXTENSION; the mail goes to USER.",
+    "-a", "extension", default="", metavar="EXTENSION", help="As if every USER were USER+EXTENSION."
 )
 @click.option(
     "-o",
@@ -62,23 +58,48 @@ _BAD_RECIPIENT = ("5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10")
     help="Mailbox, terminal, terminal or mailbox, terminal and mailbox.",
 )
 @click.option("--config", "config_file", default=CONFIG_FILE, metavar="FILE")
-def command(sender: str, users: tuple[str, ...], verb: str, config_file: str) -> None:
+def command(
+    sender: str, users: tuple[str, ...], extension: str, verb: str, config_file: str
+) -> None:
     """Deliver the message on standard input to local users (yourself, without -d)."""
     log.open_log(may_use_stderr=False)
     raise SystemExit(
-        keep_from_bouncing(lambda: deliver(sender, list(users), VERBS[verb], config_file))
+        keep_from_bouncing(
+            lambda: deliver(sender, list(users), extension, VERBS[verb], config_file)
+        )
     )
 
 
-def deliver(sender: str, users: list[str], verb: Verb, config_file: str) -> int:
+def deliver(sender: str, users: list[str], extension: str, verb: Verb, config_file: str) -> int:
     """Deliver as root by our own broker, as anybody else by the daemon's."""
     users = users or [pwd.getpwuid(os.getuid()).pw_name]
     sender = sender.strip().removeprefix("<").removesuffix(">")
     if sender == "MAILER-DAEMON":
         sender = ""
     if os.geteuid() == 0:
-        return deliver_as_root(sender, users, verb, config_file)
+        config = load_or_defer(config_file)
+        users = [extend(user, extension, config) for user in users]
+        return deliver_as_root(sender, users, verb, config)
+    if extension:
+        users = [extend(user, extension, load_or_defer(config_file)) for user in users]
     return hand_over(sender, users, verb)
+
+
+def load_or_defer(config_file: str) -> Config:
+    """The configuration; a broken one is an error that defers the message."""
+    try:
+        return load(config_file)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def extend(user: str, extension: str, config: Config) -> str:
+    """The address of `user` with an extension, where this host has extensions."""
+    separator = config.recipients.extension_separator
+    if not extension or not separator:
+        return user
+    local_part, at, domain = user.rpartition("@") if "@" in user else (user, "", "")
+    return f"{local_part}{separator}{extension}{at}{domain}"
 
 
 def hand_over(sender: str, users: list[str], verb: Verb) -> int:
@@ -125,13 +146,12 @@ def _read_block() -> bytes:
         raise NoMessage(f"no message on standard input: {error.strerror}") from error
 
 
-def deliver_as_root(sender: str, users: list[str], verb: Verb, config_file: str) -> int:
+def deliver_as_root(sender: str, users: list[str], verb: Verb, config: Config) -> int:
     """Split as `receive` does; the session process reads the message from our input."""
     try:
-        config = load(config_file)
         peer = local_peer(os.getuid(), config)
         status = broker.split(config, peer, lambda: load_session(config, peer, sender, users, verb))
-    except (ConfigError, broker.SetupError) as error:
+    except broker.SetupError as error:
         raise click.ClickException(str(error)) from error
     if status not in _STATUSES:
         return give_up("4.3.0", f"the session has ended with {status}")

@@ -114,7 +114,7 @@ def _refuse(mailbox: str, status: os.stat_result, uid: int) -> Outcome | None:
     if not stat.S_ISREG(status.st_mode):
         return Outcome(451, "4.2.0", f"Mailbox {shown} is not a regular file")
     if status.st_uid != uid:
-        owner, user = _user_name(status.st_uid), _user_name(uid)
+        owner, user = user_name(status.st_uid), user_name(uid)
         help_text = f"as root: chown {user} {shown}"
         return Outcome(
             451, "4.2.0", f"Mailbox {shown} is owned by {owner}, not by {user} ({help_text})"
@@ -124,7 +124,8 @@ def _refuse(mailbox: str, status: os.stat_result, uid: int) -> Outcome | None:
     return None
 
 
-def _user_name(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """The login name of `uid` in printable ASCII, or "uid 1000" where none is known."""
     try:
         return printable(pwd.getpwuid(uid).pw_name)
     except KeyError:

@@ -6,7 +6,7 @@ import os
 import time
 
 from mda import log
-from mda.config import official_name
+from mda.config import is_maildir, official_name
 from mda.content.headers import HeaderFilter, from_line, received, return_path
 from mda.content.quoting import Quoter
 from mda.model import TERMINAL_VERBS, Envelope, Outcome, Recipient, classify_os_error
@@ -28,7 +28,8 @@ _HEAD = 128 * 1024  # as much of a text as a terminal's block is made from
 class TextStore:
     """The text of a message in its stored form: in memory, or on disk when it is large.
 
-    `head` are its first octets without mbox quoting; `error` is what went wrong, and
+    For Maildirs the stored form is as it came, for mbox files it is quoted. `head` are its
+    first octets without quoting; `error` is what went wrong, and
     from then on the text is only swallowed.
     """
 
@@ -38,7 +39,7 @@ class TextStore:
         self._limits = config.receiver
         self._line_size = 0
         self._filter = HeaderFilter()
-        self._quoter = Quoter()
+        self._quoter = None if is_maildir(config) else Quoter()
         self._is_on_disk = False
         self.fd = -1
         self.size = 0
@@ -74,7 +75,7 @@ class TextStore:
     def finish(self) -> None:
         """The text is complete; seal it, so that nobody can change it any more."""
         self._keep(self._filter.finish())
-        self._store(self._quoter.finish())
+        self._store(self._quoter.finish() if self._quoter else b"")
         if self._filter.received_count > self._limits.received_lines:
             self.refuse(replies.MAIL_LOOP)
         if self.fd != -1 and not self._is_on_disk:
@@ -88,7 +89,7 @@ class TextStore:
     def _keep(self, octets: bytes) -> None:
         if len(self.head) < _HEAD:
             self.head += octets[: _HEAD - len(self.head)]
-        self._store(self._quoter.feed(octets))
+        self._store(self._quoter.feed(octets) if self._quoter else octets)
 
     def _store(self, octets: bytes) -> None:
         if self.error or not octets:
@@ -189,8 +190,8 @@ class Transaction:
             return self._refuse(envelope, replies.TOO_MANY_RECIPIENTS, to=path.text)
         if not self._domains.is_ours(path.domain):
             return self._refuse(envelope, replies.RELAYING_DENIED, to=path.text)
-        outcome, user = self._broker.resolve(path.local_part)
-        recipient = Recipient(path, user)
+        outcome, user, folder = self._broker.resolve(path.local_part)
+        recipient = Recipient(path, user, folder)
         if outcome.is_done and envelope.verb in TERMINAL_VERBS:
             outcome = self._probe(envelope.verb, recipient)
         reply = replies.of_outcome(outcome, subject(path))
@@ -241,13 +242,14 @@ class Transaction:
             text.refuse(fault)
         text.finish()
         deadline = time.monotonic() + self._config.delivery.lock_seconds
-        served: dict[str, Outcome] = {}
+        served: dict[tuple[str, str], Outcome] = {}
         for recipient in envelope.recipients:
-            if recipient.user not in served:
+            mailbox = (recipient.user, recipient.folder)
+            if mailbox not in served:
                 outcome = text.error or self._deliver(envelope, recipient, text, deadline)
-                served[recipient.user] = outcome
+                served[mailbox] = outcome
                 self._log(envelope, recipient, text, outcome)
-            yield recipient, served[recipient.user]
+            yield recipient, served[mailbox]
 
     def _deliver(
         self, envelope: Envelope, recipient: Recipient, text: TextStore, deadline: float
@@ -266,13 +268,14 @@ class Transaction:
         )
 
     def _lines_before(self, envelope: Envelope, recipient: Recipient) -> bytes:
-        """What stands before the text: From_ line, Return-Path, the time stamp."""
+        """What stands before the text: From_ line (mbox), Return-Path, the time stamp."""
         now = time.time()
+        sender = envelope.reverse_path.text
         sole = recipient if len(envelope.recipients) == 1 else None
         return b"".join(
             (
-                from_line(envelope.reverse_path.text, now),
-                return_path(envelope.reverse_path.text),
+                b"" if is_maildir(self._config) else from_line(sender, now),
+                return_path(sender),
                 received(
                     self.helo,
                     peer_text(self._peer),

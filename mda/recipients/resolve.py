@@ -10,6 +10,7 @@ from mda.recipients import passwd
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import pwd
+    from collections.abc import Iterator
 
 # RFC 821 4.5.3: "The maximum total length of a user name is 64 characters."
 _LONGEST_NAME = 64
@@ -24,10 +25,12 @@ def resolve(
     mailbox: str,
     uid_range: tuple[int, int],
     postmaster: str,
+    separator: str = "",
     only_uid: int | None = None,
 ) -> tuple[Outcome, Account | None]:
     """The account that `local_part` (unquoted) names: as written, else in lower case.
 
+    A name that is nobody's is tried without its extension, from the first `separator` on.
     Only persons have mail here: accounts with a uid in `uid_range`, not nobody. Mail for
     postmaster, in any case of letters, goes to the account `postmaster`, whatever its uid
     (RFC 5321 4.5.1). `mailbox` is a template with {user} and {home}. With `only_uid`, the
@@ -37,14 +40,22 @@ def resolve(
     try:
         if local_part.lower() == b"postmaster":
             return _resolve_postmaster(postmaster, mailbox, only_uid)
-        written = os.fsdecode(local_part)
-        for name in dict.fromkeys((written, written.lower())):
-            entry = passwd.find(name) if _is_plausible(os.fsencode(name)) else None
-            if entry is not None and is_served(entry, uid_range, only_uid):
-                return _open_account(entry, mailbox)
+        for written, extension in _read_name(os.fsdecode(local_part), separator):
+            for name in dict.fromkeys((written, written.lower())):
+                entry = passwd.find(name) if _is_plausible(os.fsencode(name)) else None
+                if entry is not None and is_served(entry, uid_range, only_uid):
+                    return _open_account(entry, mailbox, extension)
     except OSError as error:
         return classify_os_error(error, "looking up the user"), None
     return _UNKNOWN, None
+
+
+def _read_name(local_part: str, separator: str) -> Iterator[tuple[str, str]]:
+    """What may be the user's name in a local part, and the extension that is then left."""
+    yield local_part, ""
+    if separator and separator in local_part:
+        name, _, extension = local_part.partition(separator)
+        yield name, extension
 
 
 def _is_plausible(name: bytes) -> bool:
@@ -75,11 +86,14 @@ def _resolve_postmaster(
     return _open_account(entry, mailbox)
 
 
-def _open_account(entry: pwd.struct_passwd, mailbox: str) -> tuple[Outcome, Account | None]:
+def _open_account(
+    entry: pwd.struct_passwd, mailbox: str, extension: str = ""
+) -> tuple[Outcome, Account | None]:
     # The database may have answered with another name than we asked for.
     if not _is_plausible(os.fsencode(entry.pw_name)):
         return _UNKNOWN, None
     if "{home}" in mailbox and not entry.pw_dir.startswith("/"):
         return Outcome(451, "4.3.5", "The user's home directory has no absolute path"), None
     path = mailbox.replace("{user}", entry.pw_name).replace("{home}", entry.pw_dir)
-    return _FOUND, Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir, path)
+    account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir, path, extension)
+    return _FOUND, account

@@ -40,6 +40,7 @@ BROKER_COLUMN = [
     "recipients.resolve",
     "recipients.passwd",
     "delivery.deliver",
+    "delivery.maildir",
     "delivery.mbox",
     "delivery.lock",
     "terminal.tty",

@@ -130,7 +130,7 @@ def test_a_text_that_drips_does_not_wait_for_ever(talk: Callable[..., Talk]) -> 
     slow = talk(0.5)
     slow.line.say(b"HELO x\r\nMAIL FROM:<b>\r\nRCPT TO:<alice>\r\n")
     assert slow.asked() == [wire.RESOLVE, b"alice"]
-    slow.answer(Outcome(250, "2.1.5", "ok"), b"alice")
+    slow.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
     slow.line.say(b"DATA\r\n")
     slow.line.expect(b"354")
     assert b"421 4.4.2" in drip(slow, 0.05)
@@ -174,7 +174,7 @@ def test_a_slow_line_may_take_longer_for_a_text_than_the_idle_time(
     slow = talk(1.0)
     slow.line.say(b"HELO x\r\nMAIL FROM:<b>\r\nRCPT TO:<alice>\r\n")
     slow.asked()
-    slow.answer(Outcome(250, "2.1.5", "ok"), b"alice")
+    slow.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
     slow.line.say(b"DATA\r\n")
     slow.line.expect(b"354")
     for _ in range(6):
@@ -236,7 +236,7 @@ def test_refusals_for_now_are_limited_like_errors(talk: Callable[..., Talk]) -> 
     guessing.line.say(b"HELO x\r\nSEND FROM:<b>\r\n" + b"RCPT TO:<alice>\r\n" * 20)
     for _ in range(5):
         assert guessing.asked() == [wire.RESOLVE, b"alice"]
-        guessing.answer(Outcome(250, "2.1.5", "ok"), b"alice")
+        guessing.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
         assert guessing.asked() == [wire.PROBE, b"alice"]
         guessing.answer(Outcome(450, "4.2.1", "User is not logged in"), b"0")
     said = guessing.line.finish()
@@ -248,7 +248,7 @@ def test_recipients_beyond_the_limit_are_no_errors(talk: Callable[..., Talk]) ->
     large = talk(config=limited(errors=5, recipients=1))
     large.line.say(b"HELO x\r\nMAIL FROM:<b>\r\n" + b"RCPT TO:<alice>\r\n" * 20)
     large.asked()
-    large.answer(Outcome(250, "2.1.5", "ok"), b"alice")
+    large.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
     large.line.say(b"DATA\r\n")
     large.line.expect(b"354")
 
@@ -280,7 +280,7 @@ def test_the_waits_for_all_locks_share_one_deadline(talk: Callable[..., Talk]) -
     for user in users:
         lmtp.line.say(b"RCPT TO:<%b>\r\n" % user)
         lmtp.asked()
-        lmtp.answer(Outcome(250, "2.1.5", "ok"), user)
+        lmtp.answer(Outcome(250, "2.1.5", "ok"), user, b"")
     lmtp.line.say(b"DATA\r\n.\r\n")
     deadlines = []
     for user in users:

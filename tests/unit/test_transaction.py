@@ -61,9 +61,12 @@ class Broker:
         self.resolved: list[bytes] = []
         self.deliveries: list[Delivery] = []
 
-    def resolve(self, local_part: bytes) -> tuple[Outcome, str]:
+    def resolve(self, local_part: bytes) -> tuple[Outcome, str, str]:
         self.resolved.append(local_part)
-        return (UNKNOWN, "") if local_part in self.unknown else (OK, local_part.decode().lower())
+        if local_part in self.unknown:
+            return UNKNOWN, "", ""
+        user, _, folder = local_part.decode().lower().partition("+")
+        return OK, user, folder
 
     def probe(self, local_part: bytes) -> tuple[Outcome, int]:
         return self.probed.get(local_part, (AWAY, 0))
@@ -277,6 +280,22 @@ def test_one_copy_for_who_is_named_twice_and_the_outcome_for_both() -> None:
     broker.outcomes = {b"alice": FULL}
     assert end(begin(broker, "alice", "carol", "Alice")) == [FULL, DELIVERED, FULL]
     assert [delivery.local_part for delivery in broker.deliveries] == [b"alice", b"carol"]
+
+
+def test_each_folder_of_one_user_gets_a_copy() -> None:
+    broker = Broker()
+    outcomes = end(begin(broker, "alice+lists", "ALICE", "alice+lists", "alice"))
+    assert outcomes == [DELIVERED] * 4
+    assert [each.local_part for each in broker.deliveries] == [b"alice+lists", b"ALICE"]
+
+
+def test_a_maildir_gets_the_text_as_it_is_and_no_from_line() -> None:
+    broker = Broker()
+    config = Config().with_values("delivery", mailbox="{home}/Maildir/")
+    end(begin(broker, "alice", config=config), b"Subject: x\n\nFrom me\n")
+    (delivery,) = broker.deliveries
+    assert delivery.prefix.startswith(b"Return-Path: <bob@example.org>\nReceived: from ")
+    assert delivery.text == b"Subject: x\n\nFrom me\n"
 
 
 def test_the_time_stamp_tells_a_sole_recipient_and_never_one_of_several() -> None:

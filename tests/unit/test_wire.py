@@ -100,9 +100,9 @@ def test_each_request_reaches_the_broker_whole(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     done = Outcome(250, "2.1.5", "ok")
-    answer = wire.pack_outcome(done, b"alice")
+    answer = wire.pack_outcome(done, b"alice", b"lists")
     assert answered(pair, lambda b: b.resolve(b"Alice"), answer) == (
-        (done, "alice"),
+        (done, "alice", "lists"),
         [wire.RESOLVE, b"Alice"],
     )
     person = wire.pack_outcome(done, b"alice", "Alicë".encode())
