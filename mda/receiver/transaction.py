@@ -56,7 +56,7 @@ class TextStore:
         self.received_size += len(octets)
         if self.received_size > self._limits.message_size:
             self.refuse(replies.TOO_LARGE)
-        if self._limits.text_line:
+        if self._limits.text_line and not self.error:
             self._measure_lines(octets)
         self._keep(self._filter.feed(octets))
 
@@ -66,11 +66,16 @@ class TextStore:
 
     def _measure_lines(self, octets: bytes) -> None:
         """Refuse a line that is longer on its way, with its CRLF (RFC 821 4.5.3)."""
-        first, *others = octets.split(b"\n")
-        sizes = [self._line_size + len(first), *map(len, others)]
-        self._line_size = sizes[-1]
-        if max(sizes) + len(b"\r\n") > self._limits.text_line:
-            self.refuse(replies.TEXT_LINE_TOO_LONG)
+        longest = self._limits.text_line - len(b"\r\n")
+        begin = -self._line_size
+        while len(octets) - begin > longest:
+            # The last end that one line could reach: shorter lines before it do not matter.
+            newline = octets.rfind(b"\n", max(0, begin), begin + longest + 1)
+            if newline < 0:
+                return self.refuse(replies.TEXT_LINE_TOO_LONG)
+            begin = newline + 1
+        newline = octets.rfind(b"\n", max(0, begin))
+        self._line_size = len(octets) - (newline + 1 if newline >= 0 else begin)
 
     def finish(self) -> None:
         """The text is complete; seal it, so that nobody can change it any more."""

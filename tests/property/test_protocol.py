@@ -6,7 +6,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.dialogue import converse, cut, make_protocol
 
+from mda.config import Config
 from mda.receiver.dotstream import DotStream
+from mda.receiver.transaction import TextStore
 
 WORDS = st.sampled_from(
     [
@@ -78,3 +80,19 @@ def test_a_stuffed_body_comes_back(body: bytes, places: list[int], behind: bytes
     ended = body if body.endswith(b"\r\n") or not body else body + b"\r\n"
     assert text == ended.replace(b"\r\n", b"\n")
     assert stream.rest + b"".join(waiting) == behind
+
+
+@given(
+    st.lists(st.integers(990, 1010) | st.integers(0, 40), max_size=12),
+    st.lists(st.integers(0, 10_000), max_size=12),
+)
+def test_a_line_is_too_long_in_whatever_pieces_it_comes(
+    sizes: list[int], places: list[int]
+) -> None:
+    text = b"\n".join(b"x" * size for size in sizes)
+    config = Config().with_values("receiver", text_line=1000)
+    store = TextStore(None, config)  # type: ignore[arg-type] # memory will do
+    for piece in cut(text, places):
+        store.write(piece)
+    store.close()
+    assert (store.error is not None) == any(size > 998 for size in sizes)
