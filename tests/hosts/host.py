@@ -156,14 +156,15 @@ class Installer:
 class Host:
     """A booted throw-away copy of a tree.
 
-    `name` is "debian12" or "debian13" and the host's own name too; `root` its tree as
-    seen from outside; `leader` its PID 1 as seen from outside; `umask` what root works
-    with where `run` is not told otherwise.
+    `name` is "debian12" or "debian13" and the host's own name too, unless `tree` says
+    which of them it is; `root` its tree as seen from outside; `leader` its PID 1 as seen
+    from outside; `umask` what root works with where `run` is not told otherwise.
     """
 
-    def __init__(self, name: str, umask: int = 0o022) -> None:
+    def __init__(self, name: str, umask: int = 0o022, *, tree: str = "") -> None:
         self.name = name
         self.umask = umask
+        self._tree = tree or name
         self.root = MACHINES / f"mda-hosts-live-{name}-{os.getpid()}"
         self.ssh_port = free_port()
         self.leader = 0
@@ -174,7 +175,7 @@ class Host:
     def boot(self) -> None:
         """Copy the tree and boot it; AssertionError with the console's text if it fails."""
         _remove_leftovers(self.name)
-        subprocess.run(["cp", "-a", "--reflink=auto", base_tree(self.name), self.root], check=True)
+        subprocess.run(["cp", "-a", "--reflink=auto", base_tree(self._tree), self.root], check=True)
         self._make_individual()
         log = self.root.with_name(self.root.name + ".boot")
         with open(log, "wb") as console:

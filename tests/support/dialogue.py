@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from mda.config import Config
 from mda.receiver import replies
@@ -20,6 +20,9 @@ from mda.receiver.protocol import (
     Verifying,
 )
 from mda.receiver.replies import Reply
+from support.sequences import ADDED, RFC821
+
+_VERB_OF: dict[type, str] = {Opening: "MAIL", Addressing: "RCPT", EndOfData: "."}
 
 
 def make_protocol(
@@ -44,6 +47,20 @@ def make_protocol(
 
 def accept_everything(event: object) -> Reply:
     return replies.OK
+
+
+def answer_from(choices: Iterator[int]) -> Callable[[object], Reply]:
+    """Answers that a transaction might give: any code of the event's own row."""
+
+    def answer(event: object) -> Reply:
+        verb = _VERB_OF.get(type(event), "NOOP")
+        if isinstance(event, Verifying):
+            verb = "EXPN" if event.is_list else "VRFY"
+        codes = sorted((RFC821[verb] | ADDED.get(verb, set())) - {421, 500, 501, 502, 504})
+        code = codes[next(choices) % len(codes)]
+        return Reply(code, f"{code // 100}.0.0", "so it is")
+
+    return answer
 
 
 class Record:
