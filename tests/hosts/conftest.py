@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from hosts.host import SUITES, InstalledHost, start
+from hosts.host import SUITES, InstalledHost, free_port, start
 
 Starting = dict[str, Future[InstalledHost]]
 
@@ -37,3 +37,11 @@ def starting(request: pytest.FixtureRequest) -> Iterator[Starting]:
 def host(request: pytest.FixtureRequest, starting: Starting) -> InstalledHost:
     """A booted host with mda installed and no checkout."""
     return starting[request.param].result()
+
+
+@pytest.fixture(scope="session")
+def port(host: InstalledHost) -> int:
+    """A loopback port that `mda install --listen` has opened."""
+    port = free_port()
+    host.run(f"mda install --now --listen 127.0.0.1:{port}")
+    return port

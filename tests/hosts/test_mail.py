@@ -18,14 +18,6 @@ def _empty_spool(host: InstalledHost) -> None:
     host.clear_mail()
 
 
-@pytest.fixture(scope="session")
-def port(host: InstalledHost) -> int:
-    """A loopback port that `mda install --listen` has opened."""
-    port = free_port()
-    host.run(f"mda install --now --listen 127.0.0.1:{port}")
-    return port
-
-
 def count_messages(host: InstalledHost, user: str) -> dict[str, int]:
     """How many messages three readers see in the mailbox of `user`."""
     python = "import mailbox, sys; print(len(mailbox.mbox(sys.argv[1])))"

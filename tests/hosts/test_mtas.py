@@ -10,6 +10,7 @@ import pytest
 
 from hosts.corpus import below_added_lines, make_corpus, number_of, read_mbox
 from hosts.host import InstalledHost, wait_until
+from hosts.speaking import LMTP, SMTP
 
 MESSAGES = 200
 SENDMAIL = """
@@ -76,11 +77,13 @@ def set_up_opensmtpd(host: InstalledHost) -> None:
     host.run("systemctl restart opensmtpd")
 
 
-# What runs where, and the kinds of text that the agent itself changes on its way.
+# What runs where, and the kinds of text that the agent's own sendmail changes: Postfix makes
+# a lone CR a space, Exim a line's end; OpenSMTPD puts long lines into quoted-printable and
+# takes no message with NUL.
 AGENTS: dict[str, tuple[str, Callable[[InstalledHost], None], tuple[str, ...]]] = {
     "postfix": ("debian12", set_up_postfix, ("lone CR",)),
     "exim": ("debian13", set_up_exim, ("lone CR",)),
-    "opensmtpd": ("debian12", set_up_opensmtpd, ("lone CR",)),
+    "opensmtpd": ("debian12", set_up_opensmtpd, ("line of 998", "NUL")),
 }
 
 
@@ -133,3 +136,31 @@ def test_every_message_arrives_byte_for_byte(
         if message != corpus[number_of(message)]
     }
     assert not changed
+
+
+@pytest.mark.parametrize(("options", "path"), [((), SMTP), (("-L",), LMTP)])
+def test_twenty_sessions_of_smtp_source(
+    agents: dict[str, Future[InstalledHost]], options: tuple[str, ...], path: str
+) -> None:
+    """Postfix's load generator: 200 messages by 20 sessions at a time, each one whole."""
+    host = agents["postfix"].result()
+    host.clear_mail()
+    words = [
+        "/usr/sbin/smtp-source",
+        "-s",
+        "20",
+        "-m",
+        "200",
+        "-l",
+        "4096",
+        "-f",
+        "bob@example.org",
+    ]
+    words += ["-t", "alice", "-S", "by smtp-source"]
+    host.run([*words, *options, f"unix:{path}"])
+    kept = read_mbox(host.mailbox("alice"))
+    texts = {message.partition(b"\n\n")[2] for message in kept}
+    assert len(kept) == 200
+    assert len(texts) == 1, "one is not like the others"
+    assert len(texts.pop()) > 3000
+    assert not list(host.path("/var/mail").glob("*.lock"))

@@ -10,7 +10,6 @@ import pytest
 
 from hosts.host import InstalledHost, Login, LoginKind, wait_until
 from hosts.speaking import LMTP, SMTP, dialogue, message, net_smtp
-from hosts.test_mail import port  # noqa: F401 (a fixture)
 
 METHODS = {"SEND": "send", "SOML": "send_or_mail", "SAML": "send_and_mail"}
 
@@ -86,7 +85,7 @@ def check_fallback(host: InstalledHost, reason: str) -> None:
 def test_net_smtp_which_nobody_here_wrote(
     host: InstalledHost,
     console: Login,
-    port: int,  # noqa: F811 (the fixture)
+    port: int,
 ) -> None:
     for verb, method in METHODS.items():
         host.clear_mail()
