@@ -66,10 +66,14 @@ class TextStore:
 
     def _measure_lines(self, octets: bytes) -> None:
         """Refuse a line that is longer on its way, with its CRLF (RFC 821 4.5.3)."""
-        first, *others = octets.split(b"\n")
-        sizes = [self._line_size + len(first), *map(len, others)]
-        self._line_size = sizes[-1]
-        if max(sizes) + len(b"\r\n") > self._limits.text_line:
+        most = self._limits.text_line - len(b"\r\n")
+        # Where the line in hand begins. What lies between there and the last LF that is
+        # near enough are lines that are shorter still.
+        at = -self._line_size
+        while (end := octets.rfind(b"\n", max(0, at), max(0, at + most + 1))) >= 0:
+            at = end + 1
+        self._line_size = len(octets) - at
+        if self._line_size > most:
             self.refuse(replies.TEXT_LINE_TOO_LONG)
 
     def finish(self) -> None:
