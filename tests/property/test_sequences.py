@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.dialogue import converse, cut, make_protocol
+from support.dialogue import answer_from, converse, cut, make_protocol
 from support.sandbox import Sandbox
-from support.sequences import ADDED, RFC821, attribute
+from support.sequences import attribute
 from support.serving import LMTP, SMTP, connect, served
 
 from mda.receiver import replies
-from mda.receiver.protocol import EndOfData, Opening, Verifying
-from mda.receiver.replies import Reply
 
 LINES = st.sampled_from(
     [
@@ -77,21 +75,6 @@ WORDS = st.one_of(
 )
 SESSIONS = st.lists(WORDS, max_size=25).map(b"".join)
 PLACES = st.lists(st.integers(0, 10_000), max_size=12)
-VERB_OF: dict[type, str] = {Opening: "MAIL", EndOfData: "."}
-
-
-def answer_from(choices: Iterator[int]) -> Callable[[object], Reply]:
-    """Answers that a transaction might give: any code of the event's own row."""
-
-    def answer(event: object) -> Reply:
-        verb = VERB_OF.get(type(event), "RCPT")
-        if isinstance(event, Verifying):
-            verb = "EXPN" if event.is_list else "VRFY"
-        codes = sorted((RFC821[verb] | ADDED.get(verb, set())) - {421, 500, 501, 502, 504})
-        code = codes[next(choices) % len(codes)]
-        return Reply(code, f"{code // 100}.0.0", "so it is")
-
-    return answer
 
 
 @given(
