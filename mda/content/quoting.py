@@ -43,19 +43,7 @@ class Quoter:
         return begun
 
     def _quote(self, data: bytes) -> bytes:
-        out = []
-        at = 0
-        is_quotable = self._is_quotable
-        found = data.find(_FROM)
-        while found != -1:
-            between = data[at:found]
-            before = between.rstrip(b">")
-            out.append(between)
-            if before.endswith(b"\n") or (is_quotable and not before):
-                out.append(b">")
-            out.append(_FROM)
-            at = found + len(_FROM)
-            is_quotable = False
-            found = data.find(_FROM, at)
-        out.append(data[at:])
-        return b"".join(out)
+        start = b"\n" if self._is_quotable else b""
+        *befores, last = (start + data).split(_FROM)
+        quoted = [each + b">" if each.rstrip(b">")[-1:] == b"\n" else each for each in befores]
+        return _FROM.join([*quoted, last])[len(start) :]

@@ -219,7 +219,8 @@ class Protocol:
                 return Text(octets)
         if not self._dots.is_ended:
             return NeedOctets()
-        self._asking = EndOfData(replies.BARE_NEWLINE if self._dots.has_bare_newline else None)
+        is_refused = self._dots.has_bare_newline and self._limits.bare_newlines == "reject"
+        self._asking = EndOfData(replies.BARE_NEWLINE if is_refused else None)
         return self._asking
 
     def _obey(self, line: bytes) -> Event:
@@ -333,7 +334,7 @@ class Protocol:
             is_open = self.stage == OPEN
             return Say(replies.NO_RECIPIENT if is_open else replies.NO_TRANSACTION)
         self.stage = TEXT
-        self._dots = DotStream(minds_newlines=self._limits.bare_newlines == "reject")
+        self._dots = DotStream()
         return Say(replies.START_MAIL_INPUT)
 
     def _reset(self, _verb: bytes, _argument: bytes) -> Event:

@@ -66,16 +66,15 @@ class TextStore:
 
     def _measure_lines(self, octets: bytes) -> None:
         """Refuse a line that is longer on its way, with its CRLF (RFC 821 4.5.3)."""
-        longest = self._limits.text_line - len(b"\r\n")
-        begin = -self._line_size
-        while len(octets) - begin > longest:
-            # The last end that one line could reach: shorter lines before it do not matter.
-            newline = octets.rfind(b"\n", max(0, begin), begin + longest + 1)
-            if newline < 0:
-                return self.refuse(replies.TEXT_LINE_TOO_LONG)
-            begin = newline + 1
-        newline = octets.rfind(b"\n", max(0, begin))
-        self._line_size = len(octets) - (newline + 1 if newline >= 0 else begin)
+        most = self._limits.text_line - len(b"\r\n")
+        # Where the line in hand begins. What lies between there and the last LF that is
+        # near enough are lines that are shorter still.
+        at = -self._line_size
+        while (end := octets.rfind(b"\n", max(0, at), max(0, at + most + 1))) >= 0:
+            at = end + 1
+        self._line_size = len(octets) - at
+        if self._line_size > most:
+            self.refuse(replies.TEXT_LINE_TOO_LONG)
 
     def finish(self) -> None:
         """The text is complete; seal it, so that nobody can change it any more."""

@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.memory import family_of, proportional_set
 from support.sandbox import Sandbox, start_command
 
 
@@ -55,20 +56,6 @@ def time_wrapper(sandbox: Sandbox) -> float:
     return (time.perf_counter() - begin) * 1000
 
 
-def proportional_set(pid: int) -> int:
-    """PSS of one process in KiB."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    raise AssertionError("no Pss line")
-
-
-def children_of(pid: int) -> list[int]:
-    """The processes below `pid`, and itself."""
-    below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(each for child in below for each in children_of(int(child)))]
-
-
 def measure_memory(sandbox: Sandbox, size: int) -> int:
     """KiB of the pair after a message of `size` bytes, the session still open."""
     ours, theirs = sandbox.connect_as("bob")
@@ -84,14 +71,14 @@ def measure_memory(sandbox: Sandbox, size: int) -> int:
         for _ in range(size // len(block) + 1):
             ours.sendall(block)
             if not most:
-                most = sum(map(proportional_set, children_of(process.pid)))
+                most = sum(map(proportional_set, family_of(process.pid)))
         ours.sendall(b".\r\n")
         said = b""
         while b"354" not in said or not said.rstrip().rpartition(b"\r\n")[2].startswith(
             b"250 2.0.0"
         ):
             said += ours.recv(65536)
-        most = max(most, sum(map(proportional_set, children_of(process.pid))))
+        most = max(most, sum(map(proportional_set, family_of(process.pid))))
         ours.sendall(b"QUIT\r\n")
         process.communicate()
     return most

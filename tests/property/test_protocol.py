@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.dialogue import converse, cut, make_protocol
@@ -96,3 +98,16 @@ def test_a_line_is_too_long_in_whatever_pieces_it_comes(
         store.write(piece)
     store.close()
     assert (store.error is not None) == any(size > 998 for size in sizes)
+
+
+NEWLINES = st.lists(st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"x", b"\r\n."]), max_size=30)
+
+
+@given(NEWLINES.map(b"".join), st.lists(st.integers(0, 100), max_size=10))
+def test_every_cr_or_lf_that_stands_alone_is_seen_and_kept(body: bytes, places: list[int]) -> None:
+    stream = DotStream()
+    text = b"".join(map(stream.feed, cut(stuff(body), places)))
+    is_bare = re.search(rb"\r(?!\n)|(?<!\r)\n", body) is not None
+    assert stream.has_bare_newline == is_bare
+    ended = body if body.endswith(b"\r\n") or not body else body + b"\r\n"
+    assert text == ended.replace(b"\r\n", b"\n")

@@ -1,11 +1,10 @@
-"""A million inputs for the protocol, chosen by what they reach in it.
+"""Octets that nobody would think of, for the protocol: a million inputs led by coverage.
 
-    pip install '.[soak]'; python tests/soak/fuzz_protocol.py [-runs=N]
+    python tests/soak/fuzz_protocol.py [FLAGS OF LIBFUZZER] [CORPUS]
 
-Atheris mutates the octets of a client, the places where they are cut, the limits, and the
-answers to the events that ask. After each run the reader of RFC 821 4.3 must find one
-reply for each command, in order, with a code of its row, and the same session in one piece
-must have said the same. Options are libFuzzer's.
+Needs the optional dependencies `soak`. An input is a head of HEAD octets, which chooses
+the limits, the answers and the pieces, and behind it what the client says. What fails is
+left in a file, whose name is printed and which can be given in place of a corpus.
 """
 
 from __future__ import annotations
@@ -19,97 +18,140 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-with atheris.instrument_imports(include=["mda"]):
-    from support.dialogue import Record, answer_from, converse, cut, make_protocol
-    from support.sequences import attribute
+with atheris.instrument_imports(include=["mda.receiver"]):
+    from mda.receiver import replies
+    from mda.receiver.protocol import HTTP_METHODS, NOT_SERVED, VERBS, Protocol
 
-    from mda.model import Path as MailPath
-    from mda.receiver import grammar, replies
+from support.children import in_child
+from support.dialogue import Record, answer_from, converse, cut, make_protocol
+from support.sequences import attribute
 
+HEAD = 14
 RUNS = 1_000_000
-WORDS = (
-    "HELO x|EHLO x|LHLO x|MAIL FROM:<bob@x>|SEND FROM:<>|SOML FROM:<@a,@b:c@d>|SAML FROM:bob|"
-    "RCPT TO:<alice>|RCPT TO:<>|DATA|RSET|NOOP|HELP|VRFY alice|EXPN alice|QUIT|TURN|BDAT 1 LAST|"
-    'GET / HTTP/1.1|SIZE=1000|BODY=8BITMIME|SMTPUTF8|[127.0.0.1]|[IPv6:::1]|#12|\\\\|\\"|'
-    "\\x0d\\x0a|\\x0d\\x0a.\\x0d\\x0a|\\x0a.\\x0a|\\x0d.\\x0d|\\x0d\\x0a.\\x0a|\\x0a.\\x0d\\x0a|"
-    "\\x0d\\x0a..|\\x00|\\xc3\\xab|\\xff|<|>|:|@|,"
-)
-SESSION = (
-    b"EHLO x\r\nMAIL FROM:<bob@x>\r\nRCPT TO:<alice>\r\nDATA\r\n.x\r\n..\r\n.\r\nVRFY a\r\nQUIT\r\n"
-)
+LONGEST = 512  # octets of an input
+
+TRICKY = [
+    b"\r\n",
+    b"\r\n.\r\n",
+    b"\r\n..\r\n",
+    b"\n.\n",
+    b"\n.\r\n",
+    b"\r.\r",
+    b"\r\n.\n",
+    b"\r\r\n",
+    b"FROM:<",
+    b"TO:<",
+    b"<>",
+    b" SIZE=",
+    b" BODY=8BITMIME",
+    b" SMTPUTF8",
+    b"<@a,@b:c@d>",
+    b'"\\"a b"@x',
+    b"[127.0.0.1]",
+    b"[IPv6:::1]",
+    b"#1",
+    b"\xc3\xb6",
+    b"\xff",
+    b"\x00",
+    b"\x1b[",
+    b"\t",
+    b"x" * 60,
+]
+# Sessions to begin from, line by line.
+SEEDS = [
+    b"HELO x|MAIL FROM:<bob@x>|RCPT TO:<alice>|DATA|S: x||..hi|.|QUIT|",
+    b"LHLO x|SAML FROM:<> BODY=7BIT|RCPT TO:<a>|RCPT TO:<b>|DATA|a\n.\nb|.|RSET|",
+    b"EHLO x|MAIL FROM:<j\xc3\xb6@x> SMTPUTF8 SIZE=9|RCPT TO:<@a,@b:c@[1.2.3.4]>|DATA|.|",
+    b"EHLO x|VRFY alice SMTPUTF8|EXPN all|HELP SEND|NOOP x|XWHO|TURN|GET / HTTP|",
+    b'HELO x|SEND FROM:bob|RCPT TO: "a \\" b"@#12|DATA|x\r.\rx|.|MAIL FROM:<>|',
+    b"HELO x|NOOP " + b"x" * 123 + b"|SOML FROM:<" + b"y" * 33 + b">|HELP|",
+]
 
 
-def speak(octets: bytes, places: list[int], options: dict[str, bool], choices: bytes) -> Record:
-    """One session of the protocol in memory."""
-    protocol = make_protocol(
-        is_lmtp=options["is_lmtp"],
-        offers_terminals=options["offers_terminals"],
-        offers_names=options["offers_names"],
-        strict_syntax=options["strict_syntax"],
-        bare_newlines="reject" if options["minds_newlines"] else "accept",
-        vrfy="nobody" if options["asks_nobody"] else "local",
-    )
-    answer = answer_from(itertools.cycle(choices or b"\0"))
-    return converse(cut(octets, places), protocol, answer)
+class Case:
+    """One input, taken apart."""
 
+    def __init__(self, data: bytes) -> None:
+        head = data[:HEAD].ljust(HEAD, b"\0")
+        self.flags = head[0]
+        self.answers = head[1:5]
+        self.places = [int.from_bytes(head[at : at + 2], "big") for at in range(5, 13, 2)]
+        # Reply texts come from a recipient's name or the host: any characters at all.
+        self.text = head[1:].decode("latin-1") * head[13]
+        self.said = data[HEAD:]
+        self.is_lmtp = bool(self.flags & 1)
 
-OPTIONS = (
-    "is_lmtp",
-    "offers_terminals",
-    "offers_names",
-    "strict_syntax",
-    "minds_newlines",
-    "asks_nobody",
-)
+    def make_protocol(self) -> Protocol:
+        """The protocol with the limits that the flags choose, one bit each."""
+        return make_protocol(
+            is_lmtp=self.is_lmtp,
+            strict_syntax=bool(self.flags & 2),
+            bare_newlines="reject" if self.flags & 4 else "accept",
+            offers_names=bool(self.flags & 8),
+            offers_terminals=bool(self.flags & 16),
+            vrfy="nobody" if self.flags & 32 else "local",
+            # Lower than a file may have them, or no input of this size would reach them.
+            command_line=128 if self.flags & 64 else 64,
+            path=64 if self.flags & 128 else 32,
+        )
 
-
-def check_session(data: bytes) -> None:
-    """Octets for the options, the answers and the cuts stand in front of the client's."""
-    provider = atheris.FuzzedDataProvider(data)
-    options = {name: provider.ConsumeBool() for name in OPTIONS}
-    choices = provider.ConsumeBytes(8)
-    places = provider.ConsumeIntList(6, 2)
-    octets = provider.ConsumeBytes(sys.maxsize)
-    record = speak(octets, places, options, choices)
-    said = replies.greeting("mda.test").render() + record.said
-    attribute(octets, said, is_lmtp=False)
-    whole = speak(octets, [], options, choices)
-    assert (whole.said, whole.texts) == (record.said, record.texts), octets
-
-
-def check_path(data: bytes) -> None:
-    """What is a path stays one when it is written down, and spells itself."""
-    try:
-        path, rest = grammar.parse_path(data)
-    except grammar.PathError:
-        return
-    again, nothing = grammar.parse_path(b"<%b>" % path.text)
-    assert (again, nothing) == (path, b""), data
-    assert isinstance(again, MailPath)
-    assert data.endswith(rest)
-    text = path.text.decode("utf-8")
-    assert grammar.spell_path(text) == text or "\\" in text, data
+    def converse(self, pieces: list[bytes]) -> Record:
+        """What becomes of `pieces`, with the same answers every time."""
+        answer = answer_from(itertools.cycle(self.answers), self.text)
+        return converse(pieces, self.make_protocol(), answer, is_lmtp=self.is_lmtp)
 
 
 def check(data: bytes) -> None:
-    check_path(data)
-    check_session(data)
+    """Fails unless the protocol does with this input what it should."""
+    case = Case(data)
+    whole = case.converse([case.said])
+    pieces = case.converse(cut(case.said, case.places))
+    assert whole.said == pieces.said, "the pieces matter to the replies"
+    assert whole.texts == pieces.texts, "the pieces matter to the texts"
+    greeting = replies.greeting("mda.test", is_lmtp=case.is_lmtp).render()
+    texts: list[bytes] = []
+    attribute(case.said, greeting + whole.said, is_lmtp=case.is_lmtp, texts=texts)
+    assert whole.texts == texts, "the texts are not what was sent"
+
+
+def write_dictionary(path: Path) -> None:
+    """The words that libFuzzer puts into inputs, in its own notation."""
+    words = [*VERBS, *NOT_SERVED, *HTTP_METHODS, *TRICKY]
+    lines = ("".join(f"\\x{octet:02x}" for octet in word) for word in words)
+    path.write_text("".join(f'"{line}"\n' for line in lines))
+
+
+def write_seeds(directory: Path) -> str:
+    """Sessions to begin from, each with several heads; their paths as libFuzzer takes them."""
+    heads = [bytes(HEAD), bytes([31, *[0] * 12, 1]), bytes([190, *range(13)])]
+    paths = []
+    for number, (head, seed) in enumerate(itertools.product(heads, SEEDS)):
+        path = directory / f"seed-{number}"
+        path.write_bytes(head + seed.replace(b"|", b"\r\n"))
+        paths.append(str(path))
+    return ",".join(paths)
+
+
+def fuzz(directory: Path) -> None:
+    """Run libFuzzer, which ends the process; what it needs is put into `directory`."""
+    write_dictionary(directory / "words")
+    flags = [
+        f"-runs={RUNS}",
+        f"-max_len={LONGEST}",
+        f"-dict={directory / 'words'}",
+        f"-seed_inputs={write_seeds(directory)}",
+        f"-artifact_prefix={tempfile.gettempdir()}/mda-fuzz-",
+        "-print_final_stats=1",
+    ]
+    atheris.Setup([sys.argv[0], *flags, *sys.argv[1:]], check)
+    atheris.Fuzz()
 
 
 def main() -> None:
-    """Fuzz until the runs are over; a failure is shown with its input."""
-    work = Path(tempfile.mkdtemp(prefix="mda-fuzz-"))
-    corpus = work / "corpus"
-    corpus.mkdir()
-    # Behind the answers, and before the numbers, which are taken from the end.
-    (corpus / "session").write_bytes(bytes(8) + SESSION + bytes(40))
-    (corpus / "path").write_bytes(b'<@one,@two:"a b"@[192.0.2.1]> x')
-    dictionary = work / "words"
-    dictionary.write_text("".join(f'"{word}"\n' for word in WORDS.split("|")))
-    defaults = [f"-runs={RUNS}", f"-dict={dictionary}", "-max_len=600", "-len_control=0"]
-    arguments = [sys.argv[0], *defaults, *sys.argv[1:], str(corpus)]
-    atheris.Setup(arguments, check)
-    atheris.Fuzz()
+    """Fuzz in a child, since nothing of ours runs after libFuzzer in the same process."""
+    with tempfile.TemporaryDirectory(prefix="mda-fuzz-") as directory:
+        status = in_child(lambda: fuzz(Path(directory)))
+    raise SystemExit(abs(status))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ from mda.receiver.protocol import (
 from mda.receiver.replies import Reply
 from support.sequences import ADDED, RFC821
 
-_VERB_OF: dict[type, str] = {Opening: "MAIL", Addressing: "RCPT", EndOfData: "."}
-
 
 def make_protocol(
     *,
@@ -49,16 +47,22 @@ def accept_everything(event: object) -> Reply:
     return replies.OK
 
 
-def answer_from(choices: Iterator[int]) -> Callable[[object], Reply]:
+# What answers an event may have: any code of its row but those the protocol says itself.
+CODES: dict[str, list[int]] = {
+    verb: sorted((RFC821[verb] | ADDED[verb]) - {421, 500, 501, 502, 504})
+    for verb in ("MAIL", "RCPT", ".", "VRFY", "EXPN")
+}
+
+
+def answer_from(choices: Iterator[int], text: str = "so it is") -> Callable[[object], Reply]:
     """Answers that a transaction might give: any code of the event's own row."""
 
     def answer(event: object) -> Reply:
-        verb = _VERB_OF.get(type(event), "NOOP")
+        verb = {Opening: "MAIL", EndOfData: "."}.get(type(event), "RCPT")
         if isinstance(event, Verifying):
             verb = "EXPN" if event.is_list else "VRFY"
-        codes = sorted((RFC821[verb] | ADDED.get(verb, set())) - {421, 500, 501, 502, 504})
-        code = codes[next(choices) % len(codes)]
-        return Reply(code, f"{code // 100}.0.0", "so it is")
+        code = CODES[verb][next(choices) % len(CODES[verb])]
+        return Reply(code, f"{code // 100}.0.0", text)
 
     return answer
 
@@ -66,7 +70,9 @@ def answer_from(choices: Iterator[int]) -> Callable[[object], Reply]:
 class Record:
     """What a protocol did: the octets it said, the texts it took, whether it closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_lmtp: bool = False) -> None:
+        self._is_lmtp = is_lmtp
+        self._accepted = 0
         self.said = b""
         self.texts: list[bytes] = []
         self.opened: list[Opening] = []
@@ -94,6 +100,7 @@ class Record:
                     self._ask(protocol, event, answer)
 
     def _ask(self, protocol: Protocol, event: object, answer: Callable[[object], Reply]) -> None:
+        due = 1
         if isinstance(event, Opening):
             self.opened.append(event)
         elif isinstance(event, Addressing):
@@ -101,9 +108,17 @@ class Record:
         elif isinstance(event, EndOfData):
             self.texts.append(self._text)
             self._text = b""
-        reply = answer(event)
-        self.said += reply.render()
-        protocol.settle(reply.is_accepted)
+            due = self._accepted if self._is_lmtp else 1
+        said = [answer(event) for _ in range(due)]
+        self.said += b"".join(reply.render() for reply in said)
+        self._count(event, said[-1].is_accepted)
+        protocol.settle(said[-1].is_accepted)
+
+    def _count(self, event: object, is_accepted: bool) -> None:
+        if is_accepted and isinstance(event, Opening):
+            self._accepted = 0
+        elif is_accepted and isinstance(event, Addressing):
+            self._accepted += 1
 
 
 def cut(octets: bytes, places: list[int]) -> list[bytes]:
@@ -116,10 +131,15 @@ def converse(
     pieces: list[bytes],
     protocol: Protocol | None = None,
     answer: Callable[[object], Reply] = accept_everything,
+    *,
+    is_lmtp: bool = False,
 ) -> Record:
-    """Feed the pieces one by one and return the record."""
+    """Feed the pieces one by one and return the record.
+
+    With `is_lmtp` the end of data is answered for each recipient.
+    """
     protocol = protocol or make_protocol()
-    record = Record()
+    record = Record(is_lmtp=is_lmtp)
     for piece in pieces:
         protocol.feed(piece)
         record.take(protocol, answer)

@@ -40,10 +40,14 @@ ADDED: dict[str, set[int]] = {
     "EXPN": {252},
     "EHLO": {250, 504, 550},
     "LHLO": {250, 504, 550},
+    # Verbs of extensions that are not offered (RFC 5321 4.2.4).
     "BDAT": {502},
     "STARTTLS": {502},
-    "XCLIENT": {502},
     "AUTH": {502},
+    "ETRN": {502},
+    "ATRN": {502},
+    "XCLIENT": {502},
+    "XFORWARD": {502},
     "PROXY": {502},
     "XWHO": {250, 451},
 }
@@ -77,10 +81,13 @@ def read_replies(said: bytes) -> list[tuple[int, list[bytes]]]:
     return replies
 
 
-def attribute(client: bytes, said: bytes, *, is_lmtp: bool = False) -> list[tuple[str, int]]:
+def attribute(
+    client: bytes, said: bytes, *, is_lmtp: bool = False, texts: list[bytes] | None = None
+) -> list[tuple[str, int]]:
     """Each verb that `client` says with the code of its one reply, in order.
 
-    Fails where a command has no reply, a reply no command, or a code not its row.
+    The messages between them are added to `texts`, as they are to be stored. Fails where a
+    command has no reply, a reply no command, or a code not its row.
     """
     replies = [code for code, _ in read_replies(said)]
     pairs = [("CONNECTION", replies.pop(0))]
@@ -96,7 +103,9 @@ def attribute(client: bytes, said: bytes, *, is_lmtp: bool = False) -> list[tupl
         elif code == 250 and verb in _EMPTIES:
             accepted = 0
         if (verb, code) == ("DATA", 354):
-            _, end, client = (b"\r\n" + client).partition(b"\r\n.\r\n")
+            text, end, client = (b"\r\n" + client).partition(b"\r\n.\r\n")
+            if end and texts is not None:
+                texts.append(_unstuff(text))
             due = accepted if is_lmtp else 1
             assert len(replies) >= due or not end, f"no reply to the end of data: {pairs}"
             pairs += [(".", code) for code in replies[:due]] if end else []
@@ -108,3 +117,9 @@ def attribute(client: bytes, said: bytes, *, is_lmtp: bool = False) -> list[tupl
     for verb, code in pairs:
         assert code in row(verb), (verb, code)
     return pairs
+
+
+def _unstuff(text: bytes) -> bytes:
+    """The stored form of a text with a CRLF before each line (RFC 821 4.5.2)."""
+    _, *lines = text.split(b"\r\n")
+    return b"".join(line.removeprefix(b".") + b"\n" for line in lines)

@@ -486,6 +486,10 @@ def test_an_accepted_recipient_is_no_line_yet(logged: list[tuple[int, str]]) -> 
         ([b"x" * 500, b"x" * 499 + b"\ny\n"], True),
         ([b"a\n" + b"x" * 500, b"x" * 499], True),
         ([b"x" * 998 + b"\n" + b"x" * 998 + b"\n", b"x"], False),
+        ([b"y\n" * 2000 + b"x" * 998 + b"\n" + b"y\n" * 2000], False),
+        ([b"y\n" * 2000 + b"x" * 999 + b"\n" + b"y\n" * 2000], True),
+        ([b"x" * 500, b"\n" + b"y" * 999 + b"\nz\n"], True),
+        ([b"x" * 998, b"x", b"\n"], True),
     ],
 )
 def test_a_text_line_is_measured_in_any_pieces(pieces: list[bytes], is_refused: bool) -> None:
