@@ -117,9 +117,12 @@ class Channel:
 
         `seconds` stand in for the idle time.
         """
-        until = time.monotonic() + (self._idle_seconds if seconds is None else seconds)
         self._is_waiting = True
         try:
+            if seconds is None:
+                # A signal that came while nothing was waited for has not been acted on yet.
+                seconds = _LAST_WORDS if self._is_stopping else self._idle_seconds
+            until = time.monotonic() + seconds
             while self._due:
                 left = until - time.monotonic()
                 if left <= 0 or not self._writable.poll(left * 1000):
