@@ -359,6 +359,8 @@ class Answers:
 
     def _verify(self, string: bytes, *, may_be_full_name: bool) -> tuple[Outcome, str, str]:
         """Whose mailbox `string` is or, where that is allowed, who is called so."""
+        if not self._peer.may_ask_names:
+            return Outcome(550, "5.7.1", "Names are not for this peer"), "", ""
         recipients = self._config.recipients
         outcome, account = self._find(string)
         if outcome.code == 550 and may_be_full_name and self._config.receiver.vrfy_names:

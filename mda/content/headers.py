@@ -8,7 +8,7 @@ import time
 _LONGEST_NAME = 256
 _LONGEST_SENDER = 320
 _LONGEST_WORD = 255
-_UNWANTED = "()<>;\\"
+_UNWANTED = '()<>;\\"'
 _NAME_BYTES = bytes(range(33, 127))
 _NO_BLANKS = bytes(byte if 32 < byte != 127 else ord("-") for byte in range(256))
 _NO_CONTROLS = bytes(byte if 32 <= byte != 127 else ord("?") for byte in range(256))
@@ -129,6 +129,8 @@ def received(
     comment = _clean(peer_text, " ", _UNWANTED)
     words = (helo or "unknown", by, protocol, identity)
     origin, host, by_protocol, name = (_clean(word, "", _UNWANTED) for word in words)
+    if recipient is not None and len(recipient) > _LONGEST_WORD:
+        recipient = None  # half a quoted string would swallow the date behind it
     lines = [
         f"Received: from {origin}" + (f" ({comment})" if comment else ""),
         f"by {host} with {by_protocol} id {name}" + (";" if recipient is None else ""),

@@ -51,6 +51,8 @@ def pack_number(digits: str) -> bytes | None:
 def is_own_address(name: str) -> bool:
     """Is this the address of one of our interfaces: a literal (RFC 1123 5.2.17), `#number`?"""
     packed = None
+    if not name.isascii():
+        return False
     if name.startswith("["):
         packed = pack_address(name[1:-1].encode("ascii"))
     elif name.startswith("#"):

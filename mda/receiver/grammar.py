@@ -210,7 +210,7 @@ def parse_parameters(text: bytes) -> dict[bytes, bytes] | None:
     RFC 5321 4.1.2: each parameter follows a space; a value is printable ASCII but "=".
     """
     parameters: dict[bytes, bytes] = {}
-    if text and not text.startswith(b" "):
+    if text and (not text.startswith(b" ") or not is_printable(text)):
         return None
     for word in text.split():
         name, equals, value = word.partition(b"=")

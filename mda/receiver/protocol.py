@@ -29,6 +29,9 @@ ADDRESSED = "addressed"  # with one or more
 TEXT = "text"  # between 354 and the end of data
 
 
+_LONGEST_METHOD = 16  # octets of an over-long line that tell whether HTTP is spoken
+
+
 class NeedOctets:
     """Nothing more to be had: send what is due and feed what the client says."""
 
@@ -155,6 +158,7 @@ class Protocol:
         self._buffer = bytearray()
         self._searched = 0
         self._is_overlong = False
+        self._long_head = b""
         self._dots = DotStream()
         self._asking: Asking | None = None
         self._is_utf8 = False
@@ -175,7 +179,9 @@ class Protocol:
             return NeedOctets()
         if self._is_overlong:
             self._is_overlong = False
-            return Say(replies.LINE_TOO_LONG)
+            verb = (self._long_head or line).split(b" ", 1)[0].upper()
+            self._long_head = b""
+            return self._refuse(verb) if verb in HTTP_METHODS else Say(replies.LINE_TOO_LONG)
         event = self._obey(line)
         if isinstance(event, (Opening, Addressing, Verifying, AskingWho)):
             self._asking = event
@@ -201,6 +207,7 @@ class Protocol:
                 # The rest of an over-long line is dropped as it comes, so that it costs
                 # no memory; a CR at its end may be half of what ends it.
                 self._is_overlong = True
+                self._long_head = self._long_head or bytes(self._buffer[:_LONGEST_METHOD])
                 del self._buffer[: self._searched]
                 self._searched = 0
             return None

@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from mda.receiver.replies import Reason, Reply
 
 _READ = 64 * 1024
+_MOST_EXCESS = 10_000  # recipients beyond the limit that are no errors yet
 _MANY_REPLIES = 32 * 1024  # octets that are due before more is obeyed
 _TEXT_AT_LEAST = 4096  # octets of text within the idle time: a slow line has more
+_AT_A_TIME = 512  # octets for a pipe or terminal, on which a larger write could block
 _LAST_WORDS = 2.0  # seconds for a client that is being sent away
 
 
@@ -83,7 +85,9 @@ class Channel:
         self._writable.register(write_fd, select.POLLOUT)
         self._is_waiting = False
         self._is_stopping = False
+        self._most = _AT_A_TIME
         if stat.S_ISSOCK(os.fstat(write_fd).st_mode):
+            self._most = 2 * _MANY_REPLIES
             # A terminal's or pipe's flags would outlive us in the shell that shares it.
             os.set_blocking(write_fd, False)
         for number in (_signal.SIGTERM, _signal.SIGINT):
@@ -122,13 +126,14 @@ class Channel:
             if seconds is None:
                 # A signal that came while nothing was waited for has not been acted on yet.
                 seconds = _LAST_WORDS if self._is_stopping else self._idle_seconds
-            until = time.monotonic() + seconds
+            now = time.monotonic()
+            until = min(now + seconds, max(self._end, now + _LAST_WORDS))
             while self._due:
                 left = until - time.monotonic()
                 if left <= 0 or not self._writable.poll(left * 1000):
                     raise Overdue(replies.IDLE)
                 try:
-                    del self._due[: os.write(self._write_fd, self._due)]
+                    del self._due[: os.write(self._write_fd, self._due[: self._most])]
                 except BlockingIOError:
                     continue
         except OSError as error:
@@ -161,7 +166,8 @@ class Channel:
 
     def _wait_for_client(self) -> None:
         left = min(self._until, self._end) - time.monotonic()
-        ready = dict(self._readable.poll(max(0.0, left) * 1000))
+        # A client that always has something to say must not go on for ever by that.
+        ready = dict(self._readable.poll(left * 1000)) if left > 0 else {}
         if self._link_fd in ready:
             if ready[self._link_fd] & select.POLLIN and is_told_to_stop(self._link_fd):
                 raise Stopped
@@ -196,6 +202,7 @@ class Session:
         self._limits = config.receiver
         self._errors_left = config.receiver.errors
         self._junk_left = config.receiver.junk_commands
+        self._excess_left = _MOST_EXCESS
         self._protocol = Protocol(
             self._name,
             config.receiver,
@@ -210,18 +217,25 @@ class Session:
     def converse(self) -> None:
         """Greet, then obey until the client quits, vanishes, or has to be sent away."""
         self._channel.say(replies.greeting(self._name, is_lmtp=self._is_lmtp))
+        is_foreseen = False
         try:
             self._obey_all()
+            is_foreseen = True
         except Gone:
+            is_foreseen = True
             log.write("lost", peer=self._peer.address)
         except Overdue as overdue:
+            is_foreseen = True
             self._send_away(overdue.reason)
         except Stopped:
+            is_foreseen = True
             self._send_away(replies.SHUTTING_DOWN)
         except WireError as error:
             log.write("broker", log.ERROR, error=str(error))
-            self._send_away(replies.LOCAL_ERROR)
         finally:
+            # Of anything unforeseen the client hears here, and the log further out.
+            if not is_foreseen:
+                self._send_away(replies.LOCAL_ERROR)
             self._transaction.drop()
 
     def _obey_all(self) -> None:
@@ -244,8 +258,6 @@ class Session:
                 return
 
     def _obey(self, event: Event) -> None:
-        if not isinstance(event, Text):
-            self._channel.expect_progress()
         match event:
             case Text():
                 self._transaction.write(event.octets)
@@ -255,6 +267,9 @@ class Session:
                 self._say(event)
             case Opening() | Addressing() | Verifying() | AskingWho():
                 self._settle(self._reply_to(event))
+        if not isinstance(event, Text):
+            # Now, since the time that we took ourselves is not the client's.
+            self._channel.expect_progress()
 
     def _reply_to(self, asked: Opening | Addressing | Verifying | AskingWho) -> Reply:
         match asked:
@@ -295,7 +310,11 @@ class Session:
     def _answer(self, reply: Reply) -> None:
         # A refusal for now costs as much as one for good, but for the recipients beyond
         # the limit, after whom the transaction is to go on (RFC 5321 4.5.3.1.10).
-        if reply.code >= 400 and reply is not replies.TOO_MANY_RECIPIENTS:
+        if reply is replies.TOO_MANY_RECIPIENTS:
+            self._excess_left -= 1
+        if reply.code >= 400 and (
+            reply is not replies.TOO_MANY_RECIPIENTS or self._excess_left < 0
+        ):
             self._errors_left -= 1
         self._channel.say(reply)
 
@@ -309,13 +328,18 @@ class Session:
         for recipient, outcome in self._transaction.finish(fault):
             results.append((recipient, outcome))
             if self._is_lmtp:
-                self._answer(replies.of_outcome(outcome, subject(recipient.path)))
+                self._channel.say(replies.of_outcome(outcome, subject(recipient.path)))
                 self._channel.flush()
         if not self._is_lmtp:
-            self._answer(combine(results))
+            self._channel.say(combine(results))
         self._protocol.settle(True)
         self._transaction.drop()
         self._junk_left = self._limits.junk_commands
+        self._excess_left = _MOST_EXCESS
+        if any(outcome.is_done for _, outcome in results):
+            self._errors_left = self._limits.errors
+        else:
+            self._errors_left -= 1
 
     def _list_logins(self) -> Reply:
         outcome, rows = self._broker.who()

@@ -167,6 +167,7 @@ class Transaction:
         self._envelope: Envelope | None = None
         self._text: TextStore | None = None
         self._identity = ""
+        self._is_full = False
         self.helo = ""
         self.protocol = "LMTP" if is_lmtp else "SMTP"
 
@@ -191,6 +192,9 @@ class Transaction:
         """RCPT: accept one more recipient, or say why not."""
         envelope = self._open_envelope
         if len(envelope.recipients) >= self._config.receiver.recipients:
+            if self._is_full:
+                return replies.TOO_MANY_RECIPIENTS  # logged once is enough
+            self._is_full = True
             return self._refuse(envelope, replies.TOO_MANY_RECIPIENTS, to=path.text)
         if not self._domains.is_ours(path.domain):
             return self._refuse(envelope, replies.RELAYING_DENIED, to=path.text)
@@ -333,6 +337,7 @@ class Transaction:
     def drop(self) -> None:
         """Forget the envelope and the text (RFC 821 4.1.1: the buffers are cleared)."""
         self._envelope = None
+        self._is_full = False
         if self._text is not None:
             self._text.close()
             self._text = None

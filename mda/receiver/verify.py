@@ -21,6 +21,8 @@ def verify(broker: Broker, domains: Domains, name: str, string: bytes, *, is_lis
     if not domains.is_ours(domain):
         return replies.NOT_OUR_DOMAIN
     outcome, user, full_name = broker.verify(local_part, may_be_full_name=not is_path)
+    if outcome.is_temporary:
+        return replies.CANNOT_VERIFY  # the rows have no 4yz (RFC 821 4.3)
     if not outcome.is_done:
         code = 550 if is_list and outcome.code == 553 else outcome.code
         return replies.Reply(code, outcome.enhanced, outcome.text)

@@ -35,6 +35,8 @@ LINES = st.sampled_from(
         b"RCPT TO:<alice@far.example>",
         b"RCPT TO:<>",
         "RCPT TO:<zoë>".encode(),
+        b"MAIL FROM:<bob@x> SMTPUTF8",
+        "RCPT TO:<a@[1.1.1.1].\u05d0>".encode(),
         b"DATA",
         b"DATA now",
         b".",

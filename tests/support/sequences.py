@@ -58,7 +58,7 @@ ANY_VERB = {421, 500, 501}
 def row(verb: str) -> set[int]:
     """The codes that are allowed as the answer to `verb`."""
     allowed = RFC821.get(verb, set()) | ADDED.get(verb, set())
-    return allowed if verb == "CONNECTION" else allowed | ANY_VERB
+    return allowed if verb in ("CONNECTION", ".") else allowed | ANY_VERB
 
 
 def read_replies(said: bytes) -> list[tuple[int, list[bytes]]]:
@@ -96,7 +96,7 @@ def attribute(
         line, end, client = client.partition(b"\r\n")
         assert end or replies == [421], f"replies {replies} to nothing, after {pairs}"
         verb = line.split(b" ")[0].decode("ascii", "replace").upper() if end else "NOOP"
-        pairs.append((verb, replies.pop(0)))
+        pairs.append((verb if verb != "." else "", replies.pop(0)))
         code = pairs[-1][1]
         if verb == "RCPT" and code in (250, 251):
             accepted += 1

@@ -57,7 +57,8 @@ from mda.config import load
 from mda.model import Peer
 log.open_log(may_use_stderr=True)
 config = load(sys.argv[2])
-peer = Peer("unix", "uid 1002", 1002, "bob", may_use_terminals=sys.argv[3] == "terminals")
+may = sys.argv[3] == "terminals"
+peer = Peer("unix", "uid 1002", 1002, "bob", may_use_terminals=may, may_ask_names=may)
 link = _socket.socket(fileno=int(sys.argv[4]))
 broker.answer_requests(link, config, peer, broker.Identities(config))
 """
@@ -793,3 +794,9 @@ def test_full_names_are_looked_up_only_where_the_configuration_says_so(
     brokered: Callable[..., Brokered],
 ) -> None:
     assert brokered().outcome(wire.VERIFY, b"liddell", b"anything").startswith(b"550 5.1.1")
+
+
+def test_a_peer_that_may_not_ask_learns_no_name(brokered: Callable[..., Brokered]) -> None:
+    broker = brokered(PEOPLE, may_use_terminals=False)
+    for string in (b"alice", b"nobody-here"):
+        assert broker.outcome(wire.VERIFY, string, b"anything").startswith(b"550 5.7.1")

@@ -29,6 +29,8 @@ def test_ours_are_the_named_domains_our_own_name_and_our_addresses(domain: str) 
         "a" * 70 + "\u00fc.example",
         "[192.0.2.77]",
         "[127.0.0.1].example",
+        "[127.0.0.1].\u05d0",
+        "#1.\u05d0",
         "#3221225985",
         "#" + "9" * 5000,
     ],

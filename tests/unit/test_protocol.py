@@ -144,6 +144,8 @@ def test_one_or_more_spaces_may_stand_before_an_argument_and_after_the_colon() -
         b"MAIL FROM:<bob> BODY=9BIT",
         b"MAIL FROM:<bob> SIZE=1 SIZE=2",
         b"MAIL FROM:<bob> SMTPUTF8=yes",
+        b"MAIL FROM:<bob> SIZE=1\nBODY=7BIT",
+        b"MAIL FROM:<bob> \x0b",
         b"MAIL FROM:<bo\xe9b>",
         b"MAIL FROM:<bo\x07b>",
         b"MAIL FROM:<@a,b:bob@c>",
@@ -351,3 +353,12 @@ def test_bare_newlines_are_a_fault_only_where_they_are_minded() -> None:
     assert minded.codes[-2:] == [554, 250]
     good = text.replace(b"a\nb", b"a\r\nb")
     assert converse([good], make_protocol(bare_newlines="reject"), answer).codes[-2:] == [250, 250]
+
+
+@pytest.mark.parametrize("size", [600, 5000])
+def test_a_web_browser_is_known_by_a_long_line_too(size: int) -> None:
+    request = b"POST /" + b"x" * size + b" HTTP/1.1\r\n"
+    text = request + HELLO + MAIL
+    bytewise = [text[at : at + 1] for at in range(len(text))]
+    for pieces in ([text], [text[:550], text[550:]], bytewise):
+        assert converse(pieces).codes == [421]

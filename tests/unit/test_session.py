@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -425,3 +426,62 @@ def test_who_is_refused_or_sent_away_is_in_the_log(
     with served(sandbox, "--listen", f"unix:{SMTP}") as daemon:
         dialogue(connect(sandbox, SMTP, "bob"), said)
         daemon.expect_in_log(line)
+
+
+def test_a_client_that_always_has_more_to_say_is_sent_away_all_the_same(
+    talk: Callable[..., Talk],
+) -> None:
+    config = Config().with_values("receiver", session_seconds=0.5, errors=10**6, recipients=10**6)
+    busy = talk(config=config.with_values("receiver", junk_commands=10**9))
+    until = time.monotonic() + 15
+    busy.client.settimeout(0.02)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):
+                busy.client.sendall(b"NOOP\r\n" * 2000)
+            with contextlib.suppress(TimeoutError):
+                if not busy.client.recv(1 << 20):
+                    break
+    assert time.monotonic() < until
+    wait_until(busy.is_gone)
+
+
+def test_recipients_far_beyond_the_limit_are_errors(
+    talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_MOST_EXCESS", 3)
+    flood = talk(config=limited(errors=5, recipients=1))
+    flood.line.say(b"HELO x\r\nMAIL FROM:<b>\r\nRCPT TO:<alice>\r\n")
+    flood.asked()
+    flood.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
+    flood.line.say(b"RCPT TO:<alice>\r\n" * 30)
+    said = flood.line.finish()
+    assert said.count(b"\r\n452 4.5.3 ") == 3 + 5
+    assert b"421 4.7.0 mda.test Too many errors" in said
+
+
+def test_a_message_delivered_forgives_the_errors_before_it(talk: Callable[..., Talk]) -> None:
+    busy = talk(config=limited(errors=5), is_lmtp=True)
+    busy.line.say(b"LHLO x\r\n")
+    for _ in range(4):
+        busy.line.say(b"WHAT\r\n" * 3 + b"MAIL FROM:<b>\r\nRCPT TO:<alice>\r\nDATA\r\n.\r\n")
+        busy.asked()
+        busy.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
+        busy.asked()
+        busy.answer(Outcome(250, "2.0.0", "Delivered"))
+        busy.line.expect(b"250 2.0.0 <alice> Delivered")
+    busy.line.say(b"QUIT\r\n")
+    busy.line.expect(b"221 2.0.0")
+
+
+def test_the_time_that_a_lock_takes_is_not_the_clients(talk: Callable[..., Talk]) -> None:
+    slow = talk(0.6)
+    slow.line.say(b"HELO x\r\nMAIL FROM:<b>\r\nRCPT TO:<alice>\r\nDATA\r\n.\r\n")
+    slow.asked()
+    slow.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
+    slow.asked()
+    time.sleep(1.0)
+    slow.answer(Outcome(250, "2.0.0", "Delivered"))
+    slow.line.expect(b"250 2.0.0 Delivered")
+    slow.line.say(b"QUIT\r\n")
+    slow.line.expect(b"221 2.0.0")
