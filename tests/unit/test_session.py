@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from support.children import in_child
 from support.sandbox import UIDS, Sandbox
 from support.serving import LMTP, SMTP, Line, connect, dialogue, read_to_end, served, wait_until
 
@@ -485,3 +486,18 @@ def test_the_time_that_a_lock_takes_is_not_the_clients(talk: Callable[..., Talk]
     slow.line.expect(b"250 2.0.0 Delivered")
     slow.line.say(b"QUIT\r\n")
     slow.line.expect(b"221 2.0.0")
+
+
+def test_a_pipe_that_nobody_reads_does_not_hold_the_session() -> None:
+    def run() -> None:
+        signal.alarm(20)
+        ours, theirs = os.pipe()
+        link, _ = socket.socketpair()
+        limits = Config().with_values("receiver", idle_seconds=0.3).receiver
+        channel = session.Channel(ours, theirs, link.fileno(), limits)
+        for _ in range(20_000):
+            channel.say(replies.OK)
+        with pytest.raises(session.Overdue):
+            channel.flush()
+
+    assert in_child(run) == 0
