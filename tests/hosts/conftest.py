@@ -39,9 +39,11 @@ def host(request: pytest.FixtureRequest, starting: Starting) -> InstalledHost:
     return starting[request.param].result()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def port(host: InstalledHost) -> int:
-    """A loopback port that `mda install --listen` has opened."""
+    """A loopback port that `mda install --listen` has opened; the next module's own tests
+    of installing may close it.
+    """
     port = free_port()
     host.run(f"mda install --now --listen 127.0.0.1:{port}")
     return port
