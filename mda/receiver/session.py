@@ -312,9 +312,9 @@ class Session:
         # the limit, after whom the transaction is to go on (RFC 5321 4.5.3.1.10).
         if reply is replies.TOO_MANY_RECIPIENTS:
             self._excess_left -= 1
-        if reply.code >= 400 and (
-            reply is not replies.TOO_MANY_RECIPIENTS or self._excess_left < 0
-        ):
+        is_excess = reply is replies.TOO_MANY_RECIPIENTS and self._excess_left >= 0
+        # The host's own MTA passes on what its clients have asked for.
+        if reply.code >= 400 and not is_excess and not self._peer.is_trusted:
             self._errors_left -= 1
         self._channel.say(reply)
 

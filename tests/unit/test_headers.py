@@ -145,3 +145,12 @@ def test_utf_8_recipient_is_shown_only_where_the_protocol_allows(
 def test_undecodable_recipient_does_not_fail() -> None:
     recipient = os.fsdecode(b"\xff@x")
     assert b"for <?@x>" in headers.received("", "", "lab", "UTF8SMTP", "1", recipient, WHEN)
+
+
+def test_neither_a_quote_in_hello_nor_half_a_recipient_swallows_what_follows() -> None:
+    line = headers.received('x"', "local", "mda.test", "SMTP", "1.2", '"a b"@mda.test', 0).decode()
+    assert line.startswith("Received: from x? (local)\n\tby mda.test with SMTP id 1.2\n\tfor <")
+    long = '"' + "a; " * 100 + '"@mda.test'
+    line = headers.received("x", "local", "mda.test", "SMTP", "1.2", long, 0).decode()
+    assert line.startswith("Received: from x (local)\n\tby mda.test with SMTP id 1.2;\n\t")
+    assert " for " not in line

@@ -501,3 +501,20 @@ def test_a_pipe_that_nobody_reads_does_not_hold_the_session() -> None:
             channel.flush()
 
     assert in_child(run) == 0
+
+
+def test_the_hosts_own_mta_may_ask_for_any_number_of_unknown_users(
+    talk: Callable[..., Talk],
+) -> None:
+    mta = talk(
+        config=limited(errors=5),
+        peer=Peer("unix", "uid 990", 990, is_trusted=True),
+    )
+    mta.line.say(b"HELO x\r\nMAIL FROM:<b>\r\n" + b"RCPT TO:<nobody-here>\r\n" * 99)
+    for _ in range(99):
+        mta.asked()
+        mta.answer(Outcome(550, "5.1.1", "No such user here"))
+    mta.line.say(b"QUIT\r\n")
+    said = mta.line.finish()
+    assert said.count(b"\r\n550 5.1.1 ") == 99
+    assert b"\r\n221 2.0.0 " in said
