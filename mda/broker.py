@@ -17,7 +17,7 @@ import resource
 import time
 
 from mda import log, wire
-from mda.config import is_maildir, mailbox_folder, mailbox_mode_for
+from mda.config import mailbox_folder, mailbox_mode_for, official_name
 from mda.model import VERBS, Outcome, classify_os_error
 
 TYPE_CHECKING = False
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from mda.config import Config
-    from mda.model import Account, Peer
+    from mda.model import Account, Peer, Target
     from mda.terminal.sessions import Terminal
 
     Session = Callable[[wire.Broker], int]
@@ -36,10 +36,16 @@ SESSION_USER = "mda-net"
 SPOOL_USER = "mda"
 TEMPORARY_FAILURE = 75
 _CANNOT_TELL = Outcome(451, "4.3.0", "Cannot tell who is logged in on this host")
-_MOST_ACCOUNTS = 1000
-_MOST_ROWS = 400
+_FOUND = Outcome(250, "2.1.5", "Recipient OK")
+_NO_NAMES = Outcome(550, "5.7.1", "Names are not for this peer")
+_ROWS = Outcome(250, "2.0.0", "Rows")
+_TAKEN = Outcome(250, "2.0.0", "Text")
+_MOST_TARGETS = 20_000  # of one transaction
+_LARGEST_DECLARED = 1 << 64
 _NO_TERMINALS = Outcome(451, "4.3.5", "Terminals cannot be written to on this host")
 _LATEST_DEADLINE = 1 << 60
+_SHORTEST_RUN = 10  # seconds that a command has, whatever others of the transaction took
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class SetupError(Exception):
@@ -128,6 +134,22 @@ class Acting:
             os._exit(TEMPORARY_FAILURE)
 
 
+def become_user(account: Account) -> None:
+    """Become a user with no way back, and the parent of the user's orphans.
+
+    Raises OSError or SetupError.
+    """
+    import ctypes
+
+    groups = os.getgrouplist(account.user, account.gid)
+    os.setgroups(groups)
+    os.setresgid(account.gid, account.gid, account.gid)
+    os.setresuid(account.uid, account.uid, account.uid)
+    if 0 in (account.uid, *os.getresuid()) or os.getresuid() != (account.uid,) * 3:
+        raise SetupError("the command's process did not lose its identity")
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def drop_for_good(identities: Identities) -> None:
     """Become the session user, with no way back; raises OSError or SetupError."""
     uid, gid = identities.session
@@ -179,10 +201,13 @@ def be_session(
         os._exit(status)
 
 
-def keep_only(fd: int) -> None:
-    """Close every descriptor but the first three and `fd`."""
-    os.closerange(3, fd)
-    os.closerange(fd + 1, 1 << 20)
+def keep_only(*fds: int) -> None:
+    """Close every descriptor but the first three and `fds`."""
+    begin = 3
+    for fd in sorted(fds):
+        os.closerange(begin, fd)
+        begin = fd + 1
+    os.closerange(begin, 1 << 20)
 
 
 def leave_client() -> None:
@@ -273,8 +298,8 @@ def preload() -> None:
     """Load what `Answers` needs, and what finding logins needs, before any fork."""
     import psutil  # noqa: F401
 
-    from mda.delivery import deliver, maildir, mbox  # noqa: F401
-    from mda.recipients import fullname, resolve  # noqa: F401
+    from mda.delivery import command, deliver, maildir, mbox  # noqa: F401
+    from mda.recipients import expand, fullname  # noqa: F401
     from mda.terminal import sessions, tty  # noqa: F401
 
 
@@ -284,126 +309,188 @@ class Answers:
     def __init__(self, config: Config, peer: Peer, identities: Identities) -> None:
         # Loaded here: after the fork, so that the greeting need not wait for them, and
         # before any change of identity, which could make them unreadable.
-        from mda.delivery import deliver, maildir, mbox
-        from mda.recipients import fullname, resolve
+        from mda.delivery import command, deliver, maildir, mbox
+        from mda.recipients import expand, fullname
         from mda.terminal import sessions, tty
 
         self._maildir = maildir
         self._fullname = fullname
         self._run = deliver.run
         self._append = mbox.append
-        self._resolve = resolve.resolve
+        self._names = expand
+        self._command = command
         self._sessions = sessions
         self._tty = tty
         self._config = config
         self._peer = peer
         self._identities = identities
-        self._accounts: dict[bytes, tuple[Outcome, Account | None]] = {}
-        self._spool_fd = -1
+        self._host = expand.Host(config, identities.only_uid, self._as_user)
+        # Of the transaction in hand: what its addresses mean, and what has been delivered.
+        self._targets: list[Target] = []
+        self._numbers: dict[tuple[str, int, str], int] = {}
+        self._mailed: dict[tuple[str, int, str], Outcome] = {}
+        self._commands_until = 0.0
+        self._rows: list[bytes] = []
+        self._texts: dict[bytes, tuple[int, int]] = {}
+        self._spool_fds: dict[bytes, int] = {}
 
     def answer(self, request: list[bytes], fd: int) -> tuple[bytes, int]:
         """One request; raises WireError for anything but a request of `wire.py`."""
         match request:
-            case [wire.RESOLVE, local_part]:
-                outcome, account = self._find(local_part)
-                names = [account.user, account.extension] if account else []
-                return wire.pack_outcome(outcome, *map(os.fsencode, names)), -1
-            case [wire.VERIFY, string, kind]:
-                outcome, *names = self._verify(string, may_be_full_name=kind == b"anything")
-                return wire.pack_outcome(outcome, *map(os.fsencode, names)), -1
-            case [wire.PROBE, local_part]:
-                outcome, width = self._probe(local_part)
+            case [wire.RESOLVE | wire.EXPAND | wire.VERIFY | wire.ROWS | wire.WHO, *_]:
+                return self._answer_about_names(request), -1
+            case [wire.PROBE, number]:
+                outcome, width = self._probe(self._target(number))
                 return wire.pack_outcome(outcome, b"%d" % width), -1
-            case [wire.SPOOL]:
-                outcome, spool_fd = self._open_spool()
+            case [wire.SPOOL, form] if form in wire.FORMS:
+                outcome, spool_fd = self._open_spool(form)
                 return wire.pack_outcome(outcome), spool_fd
+            case [wire.TEXT, form, size] if form in wire.FORMS:
+                self._take_text(form, fd, wire.read_number(size, largest_text(self._config)))
+                return wire.pack_outcome(_TAKEN), -1
             case [wire.DELIVER, *fields]:
-                return wire.pack_outcome(self._deliver(fields, fd)), -1
-            case [wire.WHO]:
-                outcome, rows = self._list_logins()
-                return wire.pack_outcome(outcome, *rows), -1
+                return wire.pack_outcome(self._deliver(fields)), -1
         raise wire.WireError("unknown request")
 
-    def _find(self, name: bytes) -> tuple[Outcome, Account | None]:
-        if name in self._accounts:
-            return self._accounts[name]
-        recipients = self._config.recipients
-        found = self._resolve(
-            name,
-            mailbox=self._config.delivery.mailbox,
-            uid_range=(recipients.uid_min, recipients.uid_max),
-            postmaster=recipients.postmaster,
-            separator=recipients.extension_separator,
-            only_uid=self._identities.only_uid,
-        )
-        if found[1] is not None and found[1].extension:
-            found = self._choose_folder(found[1])
-        # A client that guesses names must not fill our memory, nor a failure of the
-        # account database outlast itself.
-        if found[0].is_done and len(self._accounts) < _MOST_ACCOUNTS:
-            self._accounts[name] = found
-        return found
+    def _answer_about_names(self, request: list[bytes]) -> bytes:
+        match request:
+            case [wire.RESOLVE, *fields]:
+                outcome, self._rows = self._resolve(fields)
+            case [wire.EXPAND, string]:
+                outcome, self._rows = self._list_members(string)
+            case [wire.WHO]:
+                outcome, self._rows = self._list_logins()
+            case [wire.ROWS, begin]:
+                at = wire.read_number(begin, len(self._rows))
+                return wire.pack_rows(_ROWS, self._rows, at)
+            case [wire.VERIFY, string, kind]:
+                outcome, *names = self._verify(string, may_be_full_name=kind == b"anything")
+                return wire.pack_outcome(outcome, *map(os.fsencode, names))
+            case _:
+                raise wire.WireError("unknown request")
+        return wire.pack_rows(outcome, self._rows)
 
-    def _choose_folder(self, account: Account) -> tuple[Outcome, Account | None]:
-        """Turn to the folder that the extension names; without one, forget the extension."""
-        folder = ""
-        if is_maildir(self._config):
-            try:
-                with self._as_recipient(account):
-                    folder = self._maildir.find_folder(account.mailbox, account.extension)
-            except OSError as error:
-                return classify_os_error(error, "looking for the folder"), None
-        account.mailbox = folder or account.mailbox
-        account.extension = account.extension if folder else ""
-        return Outcome(250, "2.1.5", "Recipient OK"), account
+    def _resolve(self, fields: list[bytes]) -> tuple[Outcome, list[bytes]]:
+        """The targets of one address, as rows for the session; each has a number here."""
+        match fields:
+            case [verb, local_part, size, (b"first" | b"next") as place, origin] if verb in VERBS:
+                wire.read_number(size, _LARGEST_DECLARED)
+            case _:
+                raise wire.WireError("malformed request")
+        if place == b"first":
+            self._begin()
+        targets = self._names.expand(
+            self._host, local_part, VERBS[verb], is_handed_over=origin == b"handed-over"
+        )
+        outcome = judge_targets(targets)
+        if outcome.is_done and len(self._targets) + len(targets) > _MOST_TARGETS:
+            outcome = Outcome(452, "4.5.3", "Too many members of too many lists")
+        if not outcome.is_done:
+            return outcome, []
+        rows = []
+        for target in targets:
+            number = self._number(target)
+            fields = [b"%d" % number, target.forms.encode("ascii"), target.address, target.owner]
+            rows.append(wire.pack(*fields))
+        return outcome, rows
+
+    def _begin(self) -> None:
+        """A new transaction: nothing that the last one was told is true any more."""
+        self._host.forget()
+        self._targets.clear()
+        self._numbers.clear()
+        self._mailed.clear()
+        self._commands_until = 0.0
+
+    def _number(self, target: Target) -> int:
+        """The target's place in the table; one place that is named twice has one."""
+        known = self._numbers.get(target.key)
+        if known is not None and target.kind != "failure":
+            return known
+        self._targets.append(target)
+        self._numbers[target.key] = len(self._targets) - 1
+        return len(self._targets) - 1
+
+    def _target(self, number: bytes) -> Target:
+        if not self._targets:
+            raise wire.WireError("no such target")
+        return self._targets[wire.read_number(number, len(self._targets) - 1)]
 
     def _verify(self, string: bytes, *, may_be_full_name: bool) -> tuple[Outcome, str, str]:
         """Whose mailbox `string` is or, where that is allowed, who is called so."""
         if not self._peer.may_ask_names:
-            return Outcome(550, "5.7.1", "Names are not for this peer"), "", ""
+            return _NO_NAMES, "", ""
+        if string.lower() == b"postmaster":
+            outcome, account = self._host.find_account(string)
+            return outcome, "postmaster" if account else "", ""
+        self._host.forget()
+        name = self._names.name_person(self._host, string)
+        if isinstance(name, Outcome):
+            return name, "", ""
+        outcome, account = self._host.find_account(name)
         recipients = self._config.recipients
-        outcome, account = self._find(string)
         if outcome.code == 550 and may_be_full_name and self._config.receiver.vrfy_names:
             persons = (recipients.uid_min, recipients.uid_max)
             outcome, user = self._fullname.find_person(string, persons, self._identities.only_uid)
             if outcome.is_done:
-                outcome, account = self._find(os.fsencode(user))
+                outcome, account = self._host.find_account(os.fsencode(user))
         if account is None:
             return outcome, "", ""
-        if string.lower() == b"postmaster":
-            return outcome, "postmaster", ""
-        try:
-            return outcome, account.user, self._fullname.full_name(account.user)
-        except OSError:
-            return outcome, account.user, ""
+        return outcome, account.user, self._full_name(account.user)
 
-    def _probe(self, local_part: bytes) -> tuple[Outcome, int]:
-        outcome, account = self._find(local_part)
-        if account is None:
-            return outcome, 0
+    def _full_name(self, user: str) -> str:
         try:
-            terminals = self._find_terminals(account)
-            if isinstance(terminals, Outcome):
-                return terminals, 0
+            return self._fullname.full_name(user)
+        except OSError:
+            return ""
+
+    def _list_members(self, name: bytes) -> tuple[Outcome, list[bytes]]:
+        """One row for each member of a list: local part, domain and full name."""
+        if not self._peer.may_ask_names:
+            return _NO_NAMES, []
+        self._host.forget()
+        found = self._names.list_members(self._host, name)
+        if found is None:
+            return Outcome(550, "5.1.1", "No such list here"), []
+        if isinstance(found, Outcome):
+            return found, []
+        rows = []
+        for each in found[:_MOST_TARGETS]:
+            account = None if each.domain else self._host.find_account(each.text)[1]
+            full_name = self._full_name(account.user) if account else ""
+            rows.append(wire.pack(each.text, each.domain, os.fsencode(full_name)))
+        return Outcome(250, "2.1.5", "Members"), rows
+
+    def _probe(self, target: Target) -> tuple[Outcome, int]:
+        try:
+            found = self._find_terminals(target)
+            if isinstance(found, Outcome):
+                return found, 0
             with self._as_terminal_writer():
-                return self._tty.probe(terminals, account.uid, self._identities.terminal_gid)
+                return self._tty.probe(found[1], found[0], self._identities.terminal_gid)
         except OSError as error:
             return classify_os_error(error, "asking for terminals"), 0
 
-    def _show(self, account: Account, block: bytes) -> Outcome:
+    def _show(self, target: Target, block: bytes) -> Outcome:
         """An error here is an outcome too: the mailbox may have the message already."""
         gid = self._identities.terminal_gid
         try:
-            terminals = self._find_terminals(account)
-            if isinstance(terminals, Outcome):
-                return terminals
+            found = self._find_terminals(target)
+            if isinstance(found, Outcome):
+                return found
             with self._as_terminal_writer():
-                return self._tty.show(terminals, account.uid, gid, block)
+                return self._tty.show(found[1], found[0], gid, block)
         except OSError as error:
             return classify_os_error(error, "writing to a terminal")
 
-    def _find_terminals(self, account: Account) -> list[Terminal] | Outcome:
-        """Candidates for this peer's message, or why there can be none (decision 8)."""
+    def _find_terminals(self, target: Target) -> tuple[int, list[Terminal]] | Outcome:
+        """Their owner and the candidates for this peer's message, or why there can be none.
+
+        Raises OSError (design, decision 8).
+        """
+        account = target.account
+        if target.kind != "mailbox" or account is None:
+            return target.outcome or Outcome(550, "5.3.3", "No person, and so no terminal")
         if not self._peer.may_use_terminals:
             return Outcome(550, "5.7.1", "Terminals are not for this peer")
         recipients = self._config.recipients
@@ -413,83 +500,166 @@ class Answers:
         if self._identities.terminal_gid == -1:
             return _NO_TERMINALS
         logins = self._sessions.find_terminals(account.uid)
-        return logins.terminals if logins.is_available else _CANNOT_TELL
+        return (account.uid, logins.terminals) if logins.is_available else _CANNOT_TELL
 
-    def _open_spool(self) -> tuple[Outcome, int]:
+    def _open_spool(self, form: bytes) -> tuple[Outcome, int]:
         """An unnamed file on disk, which only the spool's own user could have made.
 
-        There is one for the session's life, emptied for each message that needs it, so
-        that a session gone astray cannot fill the disk with many.
+        There is one of each form for the session's life, emptied for each message that
+        needs it, so that a session gone astray cannot fill the disk with many.
         """
         uid, gid = self._identities.spool
         # With O_EXCL nobody can give it a name afterwards.
         flags = os.O_RDWR | os.O_TMPFILE | os.O_EXCL | os.O_CLOEXEC
         try:
-            if self._spool_fd == -1:
+            if form not in self._spool_fds:
                 with Acting(self._identities, uid, gid, []):
-                    self._spool_fd = os.open(self._config.delivery.spool, flags, 0o600)
-            os.ftruncate(self._spool_fd, 0)
-            os.lseek(self._spool_fd, 0, os.SEEK_SET)
+                    self._spool_fds[form] = os.open(self._config.delivery.spool, flags, 0o600)
+            os.ftruncate(self._spool_fds[form], 0)
+            os.lseek(self._spool_fds[form], 0, os.SEEK_SET)
         except OSError as error:
             return classify_os_error(error, "opening the spool"), -1
-        return Outcome(250, "2.0.0", "Spool"), self._spool_fd
+        return Outcome(250, "2.0.0", "Spool"), self._spool_fds[form]
 
-    def _deliver(self, fields: list[bytes], fd: int) -> Outcome:
-        """The verb table for one recipient, each step under its own identity."""
-        if len(fields) != 7 or fields[0] not in VERBS:
+    def _take_text(self, form: bytes, fd: int, size: int) -> None:
+        """Keep the text that deliveries are made from, in place of the last one."""
+        if fd == -1:
+            raise wire.WireError("a text without a descriptor")
+        last, _ = self._texts.pop(form, (-1, 0))
+        if last != -1:
+            os.close(last)
+        self._texts[form] = (os.dup(fd), size)
+
+    def _text(self, form: bytes) -> tuple[int, int]:
+        """The descriptor and the size of the text in that form.
+
+        Only what we have made ourselves or what is sealed is read, and only whole: a
+        device, a pipe or a file that changes under us could hold us, or never end.
+        """
+        fd, size = self._texts.get(form, (-1, 0))
+        if fd == -1:
+            raise wire.WireError("a delivery without a message")
+        status = os.fstat(fd)
+        spools = self._spool_fds.values()
+        is_ours = any(os.path.samestat(status, os.fstat(each)) for each in spools)
+        if not (is_ours or _is_sealed(fd)) or status.st_size != size:
+            raise wire.WireError("a text that is not sealed, or not of its size")
+        return fd, size
+
+    def _deliver(self, fields: list[bytes]) -> Outcome:
+        """The verb table for one target, each step under its own identity."""
+        if len(fields) != 8 or fields[0] not in VERBS:
             raise wire.WireError("malformed request")
-        verb, local_part, prefix, size_field, block, clipped, deadline = fields
-        size = wire.read_number(size_field, largest_text(self._config))
+        verb, number, sender, recipient, prefix, block, clipped, deadline = fields
         latest = time.monotonic() + self._config.delivery.lock_seconds
         until = min(wire.read_number(deadline, _LATEST_DEADLINE) / 1000, latest)
-        outcome, account = self._find(local_part)
-        if account is None:
-            return outcome
+        if not prefix.startswith(b"From ") or not prefix.endswith(b"\n"):
+            raise wire.WireError("a delivery without a From_ line")
+        target = self._target(number)
+        message = Message(sender, recipient, prefix, until)
         return self._run(
             VERBS[verb],
             clipped == b"clipped",
-            lambda: self._store(account, prefix, (fd, size), until),
-            lambda: self._show(account, block),
+            lambda: self._mail(target, message),
+            lambda: self._show(target, block),
         )
 
-    def _check_text(self, prefix: bytes, fd: int, size: int) -> None:
-        """Only what we have made ourselves or what is sealed is read, and only whole.
+    def _mail(self, target: Target, message: Message) -> Outcome:
+        """Put one copy where it belongs, once in a transaction."""
+        if target.forwards:
+            outcomes = [self._mail(each, message) for each in target.forwards]
+            return min(outcomes, key=lambda each: (each.is_done, not each.is_temporary))
+        if target.key not in self._mailed or target.kind == "failure":
+            self._mailed[target.key] = self._mail_now(target, message)
+        return self._mailed[target.key]
 
-        A device, a pipe or a file that changes under us could hold us, or never end.
-        """
-        first = b"Return-Path: " if is_maildir(self._config) else b"From "
-        if not prefix.startswith(first) or not prefix.endswith(b"\n") or fd == -1:
-            raise wire.WireError("a delivery without a message")
-        status = os.fstat(fd)
-        if self._spool_fd != -1 and os.path.samestat(status, os.fstat(self._spool_fd)):
-            is_ours = True
-        else:
-            is_ours = _is_sealed(fd)
-        if not is_ours or status.st_size != size:
-            raise wire.WireError("a text that is not sealed, or not of its size")
-
-    def _store(
-        self, account: Account, prefix: bytes, text: tuple[int, int], deadline: float
-    ) -> Outcome:
-        self._check_text(prefix, *text)
+    def _mail_now(self, target: Target, message: Message) -> Outcome:
+        account = target.account
+        if account is None:
+            return target.outcome or Outcome(451, "4.3.0", "Nowhere to go")
+        if target.kind == "nothing":
+            return Outcome(250, "2.0.0", "Delivered to nowhere, as its alias says")
+        text = self._text(target.forms.encode("ascii"))
         notes: list[str] = []
         try:
-            with self._as_recipient(account):
-                place = (account.mailbox, account.uid)
-                if is_maildir(self._config):
-                    return self._maildir.deliver(*place, prefix, *text, notes)
-                mode = mailbox_mode_for(self._config)
-                return self._append(*place, mode, prefix, *text, deadline, notes)
+            if target.kind == "command":
+                return self._pipe(target, account, message, text)
+            return self._store(target, account, message, text, notes)
         except OSError as error:
             return classify_os_error(error, "delivering")
         finally:
             for note in notes:
                 log.write("mailbox", log.WARNING, user=account.user, note=note)
 
-    def _as_recipient(self, account: Account) -> Acting:
-        """The user's uid: with the user's groups at home, with the spool's in the spool.
+    def _store(
+        self,
+        target: Target,
+        account: Account,
+        message: Message,
+        text: tuple[int, int],
+        notes: list[str],
+    ) -> Outcome:
+        """Write to a mailbox, or to a file that an alias or a forward file names."""
+        is_mailbox = target.kind == "mailbox"
+        with self._as_recipient(account) if is_mailbox else self._as_user(account):
+            if target.place.endswith("/"):
+                head = message.prefix.partition(b"\n")[2]
+                return self._maildir.deliver(target.place, account.uid, head, *text, notes)
+            mode = mailbox_mode_for(self._config) if is_mailbox else 0o600
+            place = (target.place, account.uid, mode)
+            return self._append(*place, message.prefix, *text, message.deadline, notes)
 
-        Only root's directory with no user's name in its path is a spool: anywhere else a
+    def _pipe(
+        self, target: Target, account: Account, message: Message, text: tuple[int, int]
+    ) -> Outcome:
+        """Run a command as the user; all of one transaction's share a time that is bounded."""
+        now = time.monotonic()
+        self._commands_until = self._commands_until or now + self._config.delivery.command_seconds
+        seconds = max(_SHORTEST_RUN, self._commands_until - now)
+        domain = official_name(self._config)
+        variables = self._command.environment(
+            account, target.address, domain, message.sender, message.recipient
+        )
+        report_fd, write_fd = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            job = (target.place, variables, (message.prefix, *text), seconds, write_fd)
+            self._supervise(account, (text[0], write_fd), lambda: self._command.supervise(*job))
+        os.close(write_fd)
+        report = self._command.read_report(report_fd, seconds)
+        os.close(report_fd)
+        self._end(account, pid)
+        outcome, note = self._command.judge(report)
+        level = log.INFO if outcome.is_done else log.WARNING
+        log.write("command", level, user=account.user, command=target.place, note=note)
+        return outcome
+
+    def _supervise(
+        self, account: Account, fds: tuple[int, int], supervise: Callable[[], None]
+    ) -> NoReturn:
+        """In the child: become the user for good, adopt what is orphaned, then `supervise`."""
+        try:
+            become_user(account)
+            keep_only(*fds)
+            supervise()
+        except Exception:  # noqa: BLE001 (the outermost of this process)
+            log.write_traceback("command")
+        finally:
+            os._exit(TEMPORARY_FAILURE)
+
+    def _end(self, account: Account, pid: int) -> None:
+        """The supervisor is over, or is made so: root without CAP_KILL kills as the user."""
+        with self._as_user(account):
+            try:
+                os.kill(pid, _signal.SIGKILL)
+            except ProcessLookupError:
+                log.write("lost", user=account.user)
+        os.waitpid(pid, 0)
+
+    def _as_recipient(self, account: Account) -> Acting:
+        """The identity for a mailbox: with the spool's group where that is a spool.
+
+        Only root's directory with no user's name in its path is one: anywhere else a
         user could lead the path to a directory of a group that is not the user's.
         """
         directory = mailbox_folder(self._config)
@@ -497,6 +667,10 @@ class Answers:
             status = os.stat(directory)
             if status.st_uid == 0:
                 return Acting(self._identities, account.uid, status.st_gid, [])
+        return self._as_user(account)
+
+    def _as_user(self, account: Account) -> Acting:
+        """The user as at home: uid, gid, and the groups that the account database gives."""
         groups = []
         if self._identities.only_uid is None:
             groups = os.getgrouplist(account.user, account.gid)
@@ -529,7 +703,35 @@ class Answers:
             for uid, device, idle, takes in rows
             if (user := _name_of(uid))
         ]
-        return Outcome(250, "2.0.0", f"{len(lines[:_MOST_ROWS])} terminals"), lines[:_MOST_ROWS]
+        return Outcome(250, "2.0.0", f"{len(lines)} terminals"), lines
+
+
+class Message:
+    """What the targets of one delivery share; the paths are without brackets."""
+
+    __slots__ = ("deadline", "prefix", "recipient", "sender")
+
+    def __init__(self, sender: bytes, recipient: bytes, prefix: bytes, deadline: float) -> None:
+        self.sender = sender
+        self.recipient = recipient
+        self.prefix = prefix
+        self.deadline = deadline
+
+
+def judge_targets(targets: list[Target]) -> Outcome:
+    """What RCPT is told about an address with these targets, of which there is one.
+
+    Without a queue one that cannot be reached now holds up the others (decision 3).
+    """
+    outcomes = [
+        judge_targets(each.forwards) if each.forwards else each.outcome or _FOUND
+        for each in targets
+    ]
+    failed = [each for each in outcomes if not each.is_done]
+    for each in failed:
+        if each.is_temporary:
+            return each
+    return _FOUND if len(failed) < len(outcomes) else failed[0]
 
 
 def _is_sealed(fd: int) -> bool:

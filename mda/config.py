@@ -81,12 +81,15 @@ class Receiver(Section):
 
 
 class Recipients(Section):
-    """`[recipients]`: which accounts are persons, and where postmaster's mail goes."""
+    """`[recipients]`: which accounts are persons, and what steers their mail."""
 
     uid_min: int = 1000
     uid_max: int = 60_000
     postmaster: str = "root"
     extension_separator: str = "+"
+    aliases: str = "/etc/aliases"
+    forward: bool = True
+    mta_expands: bool = True
 
 
 class Delivery(Section):
@@ -97,6 +100,12 @@ class Delivery(Section):
     lock_seconds: int = 60
     spool: str = "/var/spool/mda"
     memory: int = 1_048_576
+    quota_size: int = 0
+    quota_messages: int = 0
+    quota_defers: bool = False
+    alias_user: str = "nobody"
+    commands: bool = False
+    command_seconds: int = 300
 
 
 class TerminalSection(Section):
@@ -158,6 +167,9 @@ RANGES: dict[str, tuple[int, int]] = {
     "recipients.uid_max": (1, 1 << 31),
     "delivery.lock_seconds": (1, 60),
     "delivery.memory": (0, 1 << 30),
+    "delivery.quota_size": (0, 1 << 50),
+    "delivery.quota_messages": (0, 1 << 40),
+    "delivery.command_seconds": (1, 3600),
     "terminal.lines": (1, 60),
     "terminal.bytes": (256, 8192),
 }
@@ -399,6 +411,14 @@ def _judge_directory(path: Any) -> str:
     return "" if path.startswith("/") and path.isprintable() else "must be an absolute path"
 
 
+def _judge_aliases(path: Any) -> str:
+    return _judge_directory(path) if path else ""
+
+
+def _judge_alias_user(name: Any) -> str:
+    return "must not be root" if name == "root" else _judge_account(name)
+
+
 def _judge_template(template: Any) -> str:
     rest = template.replace("{user}", "").replace("{home}", "")
     is_path = (
@@ -419,7 +439,9 @@ _JUDGES: dict[str, Callable[[Any], str]] = {
     "recipients.extension_separator": _judge_separator,
     "delivery.mailbox": _judge_template,
     "delivery.mailbox_mode": _judge_mode,
+    "recipients.aliases": _judge_aliases,
     "delivery.spool": _judge_directory,
+    "delivery.alias_user": _judge_alias_user,
     "terminal.group": _judge_account,
 }
 

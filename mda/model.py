@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     Verb = Literal["MAIL", "SEND", "SOML", "SAML"]
     PeerKind = Literal["unix", "tcp", "stream"]
+    TargetKind = Literal["mailbox", "file", "command", "nothing", "failure"]
 
 VERBS: dict[bytes, Verb] = {b"MAIL": "MAIL", b"SEND": "SEND", b"SOML": "SOML", b"SAML": "SAML"}
 TERMINAL_VERBS: tuple[Verb, ...] = ("SEND", "SOML", "SAML")
@@ -101,10 +102,11 @@ class Account:
     """A local account as the broker found it: whose mailbox, whose terminals, where.
 
     `extension` is what stood behind the user's name in the address ("lists" in
-    `alice+lists`); `mailbox` a path, which ends in a slash if it is a Maildir.
+    `alice+lists`), `folder` the same where the user has such a folder; `mailbox` a path,
+    which ends in a slash if it is a Maildir.
     """
 
-    __slots__ = ("extension", "gid", "home", "mailbox", "uid", "user")
+    __slots__ = ("extension", "folder", "gid", "home", "mailbox", "uid", "user")
 
     def __init__(
         self, user: str, uid: int, gid: int, home: str, mailbox: str, extension: str = ""
@@ -115,36 +117,102 @@ class Account:
         self.home = home
         self.mailbox = mailbox
         self.extension = extension
+        self.folder = ""
+
+
+class Target:
+    """One place that a copy of a message goes to, as the broker found it.
+
+    `account` is whose identity is taken for it, and whose terminals they are; `place` the
+    mailbox's or file's path, which ends in a slash if it is a Maildir, or the command;
+    `address` the local part of the Delivered-To line; `owner` the local part of the
+    reverse-path that a list puts in the sender's place, or empty. A `failure` has only its
+    `outcome`. `forwards` are the targets that take the mailbox's place for a person who
+    has both a terminal and a forward file.
+    """
+
+    __slots__ = ("account", "address", "forwards", "kind", "outcome", "owner", "place")
+
+    def __init__(
+        self,
+        kind: TargetKind,
+        account: Account | None,
+        place: str = "",
+        *,
+        address: bytes = b"",
+        owner: bytes = b"",
+        outcome: Outcome | None = None,
+    ) -> None:
+        self.kind: TargetKind = kind
+        self.account = account
+        self.place = place
+        self.address = address
+        self.owner = owner
+        self.outcome = outcome
+        self.forwards: list[Target] = []
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """The same for two targets that are one place, which gets one copy."""
+        return self.kind, self.account.uid if self.account else -1, self.place
+
+    @property
+    def forms(self) -> str:
+        """The forms of the text that it needs: "q" (quoted, for an mbox), "p" (plain)."""
+        if self.forwards:
+            return "".join(sorted({form for each in self.forwards for form in each.forms}))
+        if self.kind in ("mailbox", "file"):
+            return "p" if self.place.endswith("/") else "q"
+        return "p" if self.kind == "command" else ""
+
+
+class Copy:
+    """What the session knows of a `Target`: its number, and what its copy is made from.
+
+    `width` is the columns of the terminal that would show the message now, or 0 where
+    none would.
+    """
+
+    __slots__ = ("address", "forms", "number", "owner", "width")
+
+    def __init__(self, number: int, forms: str, address: bytes, owner: bytes) -> None:
+        self.number = number
+        self.forms = forms
+        self.address = address
+        self.owner = owner
+        self.width = 0
 
 
 class Recipient:
-    """An accepted forward-path and what the broker said about it at RCPT.
+    """An accepted forward-path and the copies that it stands for."""
 
-    `user` is the account's name, `folder` the one of its folders that the message goes
-    to, "" for its inbox; `width` the columns of the terminal that would show a message
-    now, or 0 where none would.
-    """
+    __slots__ = ("copies", "path")
 
-    __slots__ = ("folder", "path", "user", "width")
-
-    def __init__(self, path: Path, user: str, folder: str = "", width: int = 0) -> None:
+    def __init__(self, path: Path, copies: list[Copy]) -> None:
         self.path = path
-        self.user = user
-        self.folder = folder
-        self.width = width
+        self.copies = copies
+
+    @property
+    def forms(self) -> str:
+        """The forms of the text that its copies need."""
+        return "".join(copy.forms for copy in self.copies)
 
 
 class Envelope:
     """One open transaction: its verb, its reverse-path, its recipients so far.
 
-    `is_utf8` says that the client has asked for SMTPUTF8 (RFC 6531).
+    `size` is what the client has declared, in octets, or 0 (RFC 1870); `is_utf8` says
+    that it has asked for SMTPUTF8 (RFC 6531).
     """
 
-    __slots__ = ("is_utf8", "recipients", "reverse_path", "verb")
+    __slots__ = ("is_utf8", "recipients", "reverse_path", "size", "verb")
 
-    def __init__(self, verb: Verb, reverse_path: Path, is_utf8: bool = False) -> None:
+    def __init__(
+        self, verb: Verb, reverse_path: Path, size: int = 0, *, is_utf8: bool = False
+    ) -> None:
         self.verb: Verb = verb
         self.reverse_path = reverse_path
+        self.size = size
         self.is_utf8 = is_utf8
         self.recipients: list[Recipient] = []
 

@@ -12,23 +12,31 @@ import _socket
 import os
 import sys
 
-from mda.model import Outcome
+from mda.model import Copy, Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mda.model import Verb
 
 RESOLVE = b"resolve"
+VERIFY = b"verify"
+EXPAND = b"expand"
+ROWS = b"rows"
 PROBE = b"probe"
 SPOOL = b"spool"
+TEXT = b"text"
 DELIVER = b"deliver"
-VERIFY = b"verify"
 WHO = b"who"
 # The only frame that nobody has asked for: the broker ends, and the session should.
 STOP = b"stop"
 
+# A text's: quoted for an mbox, plain for a Maildir or a command.
+FORMS = (b"q", b"p")
+
 MAX_FRAME = 64 * 1024
 MAX_BLOCK = 8 * 1024
+# Of the rows of an answer that go into one frame; the others are asked for by ROWS.
+MAX_ROWS = 32 * 1024
 
 _INT_SIZE = 4
 
@@ -109,6 +117,30 @@ def receive_frame(channel: _socket.socket) -> tuple[bytes, int]:
     return frame, fds[0] if fds else -1
 
 
+def pack_rows(outcome: Outcome, rows: list[bytes], begin: int = 0) -> bytes:
+    """The frame of an answer with rows: their number, and those from `begin` that fit."""
+    fitting: list[bytes] = []
+    room = MAX_ROWS
+    for row in rows[begin:]:
+        room -= len(row) + _INT_SIZE
+        if room < 0 and fitting:
+            break
+        fitting.append(row)
+    return pack_outcome(outcome, b"%d" % len(rows), *fitting)
+
+
+def _read_copy(row: bytes) -> Copy:
+    number, forms, address, owner = unpack(row)
+    return Copy(int(number), forms.decode("ascii"), address, owner)
+
+
+def _read_member(row: bytes) -> tuple[str, str, str]:
+    local_part, domain, full_name = (
+        field.decode("utf-8", "surrogateescape") for field in unpack(row)
+    )
+    return local_part, domain, full_name
+
+
 class Broker:
     """The session's end: each method is one request and waits for its answer."""
 
@@ -128,14 +160,37 @@ class Broker:
         outcome = Outcome(int(answer[0]), answer[1].decode("ascii"), answer[2].decode("ascii"))
         return outcome, answer[3:], answer_fd
 
-    def resolve(self, local_part: bytes) -> tuple[Outcome, str, str]:
-        """Whose mail `local_part` is: the outcome, the account's name, the folder of it.
+    def _ask_rows(self, *fields: bytes) -> tuple[Outcome, list[bytes]]:
+        """A request whose answer is rows: their number, and as many as fit in a frame."""
+        outcome, more, _ = self._ask(*fields)
+        if not more:
+            return outcome, []
+        rows = more[1:]
+        while len(rows) < int(more[0]):
+            again, next_rows, _ = self._ask(ROWS, b"%d" % len(rows))
+            if not again.is_done or len(next_rows) < 2:
+                raise WireError("rows are missing")
+            rows += next_rows[1:]
+        return outcome, rows
 
-        Both names are empty unless the outcome is 2xx; an inbox has no folder's name.
+    def resolve(
+        self, verb: Verb, local_part: bytes, size: int, *, is_first: bool, is_handed_over: bool
+    ) -> tuple[Outcome, list[Copy]]:
+        """The copies that mail for `local_part` means; none unless the outcome is 2xx.
+
+        `size` is what the client has declared, in bytes, or 0. `is_first` begins a new
+        table of targets, to which their numbers belong; `is_handed_over` says that an MTA
+        has followed aliases and forward files already.
         """
-        outcome, more, _ = self._ask(RESOLVE, local_part)
-        user, folder = (each.decode("utf-8", "surrogateescape") for each in more or (b"", b""))
-        return outcome, user, folder
+        outcome, rows = self._ask_rows(
+            RESOLVE,
+            verb.encode("ascii"),
+            local_part,
+            b"%d" % size,
+            b"first" if is_first else b"next",
+            b"handed-over" if is_handed_over else b"own",
+        )
+        return outcome, [_read_copy(row) for row in rows]
 
     def verify(self, string: bytes, *, may_be_full_name: bool) -> tuple[Outcome, str, str]:
         """Whom `string` names: the outcome, the local part of the mailbox, the full name.
@@ -147,49 +202,58 @@ class Broker:
         names = [each.decode("utf-8", "surrogateescape") for each in more] or ["", ""]
         return outcome, names[0], names[1]
 
-    def probe(self, local_part: bytes) -> tuple[Outcome, int]:
+    def expand(self, string: bytes) -> tuple[Outcome, list[tuple[str, str, str]]]:
+        """The members of a list: local part, domain ("" for ours) and full name of each."""
+        outcome, rows = self._ask_rows(EXPAND, string)
+        return outcome, [_read_member(row) for row in rows]
+
+    def probe(self, copy: Copy) -> tuple[Outcome, int]:
         """Would a terminal of this user take the peer's message now, and how wide is it."""
-        outcome, more, _ = self._ask(PROBE, local_part)
+        outcome, more, _ = self._ask(PROBE, b"%d" % copy.number)
         return outcome, int(more[0]) if more else 0
 
-    def open_spool(self) -> tuple[Outcome, int]:
+    def open_spool(self, form: str) -> tuple[Outcome, int]:
         """A descriptor of an unnamed file on disk, for a text too large for memory."""
-        outcome, _, fd = self._ask(SPOOL)
+        outcome, _, fd = self._ask(SPOOL, form.encode("ascii"))
         return outcome, fd
+
+    def offer_text(self, form: str, fd: int, size: int) -> None:
+        """The text that is delivered from now on to who needs this form: "q" or "p"."""
+        self._ask(TEXT, form.encode("ascii"), b"%d" % size, fd=fd)
 
     def deliver(
         self,
         verb: Verb,
-        local_part: bytes,
+        copy: Copy,
         *,
+        sender: bytes = b"",
+        recipient: bytes = b"",
         prefix: bytes = b"",
-        text: tuple[int, int] = (-1, 0),
         block: bytes = b"",
         is_clipped: bool = False,
         deadline: float = 0.0,
     ) -> Outcome:
         """Deliver one copy by the verb table of RFC 821 3.4.
 
-        `prefix` are the lines that stand before the text in this recipient's copy,
-        `text` the descriptor and the bytes in it, `block` what a terminal is shown,
-        `is_clipped` that the block is not the whole text, `deadline` when waiting for
-        locks must end (seconds, CLOCK_MONOTONIC).
+        `sender` and `recipient` are the paths without brackets, for a command's
+        environment; `prefix` are the lines that stand before the text in this copy, the
+        From_ line first; `block` what a terminal is shown, `is_clipped` that the block is
+        not the whole text, `deadline` when waiting for locks must end (seconds,
+        CLOCK_MONOTONIC).
         """
-        fd, size = text
         outcome, _, _ = self._ask(
             DELIVER,
             verb.encode("ascii"),
-            local_part,
+            b"%d" % copy.number,
+            sender,
+            recipient,
             prefix,
-            b"%d" % size,
             block,
             b"clipped" if is_clipped else b"whole",
             b"%d" % int(deadline * 1000),
-            fd=fd,
         )
         return outcome
 
     def who(self) -> tuple[Outcome, list[bytes]]:
         """Who is logged in: one row per terminal, the fields separated by spaces."""
-        outcome, rows, _ = self._ask(WHO)
-        return outcome, rows
+        return self._ask_rows(WHO)

@@ -6,6 +6,8 @@ import time
 
 # A field name longer than this is none, so no more is kept while looking for its colon.
 _LONGEST_NAME = 256
+_LONGEST_LINE = 512  # of which anything is looked at
+_MOST_DELIVERIES = 100  # more of them are a loop that Received lines count as well
 _LONGEST_SENDER = 320
 _LONGEST_WORD = 255
 _UNWANTED = '()<>;\\"'
@@ -18,9 +20,11 @@ class HeaderFilter:
     """Takes every Return-Path out of a message's header, in a stream; all else passes.
 
     Lines end in LF. The header ends at the first empty line, or at the first line that is
-    no header line; from there on nothing is looked at. At most a field name's length is kept
-    between chunks.
-    `received_count` is the number of Received fields so far (RFC 5321 6.3).
+    no header line; from there on nothing is looked at. At most the beginning of a line is
+    kept between chunks.
+    `received_count` is the number of Received fields so far (RFC 5321 6.3),
+    `delivered_to` the addresses in the Delivered-To fields below the first of them: what
+    stands above was put there by who hands us the message, and not by a delivery before.
     """
 
     __slots__ = (
@@ -28,6 +32,7 @@ class HeaderFilter:
         "_can_continue",
         "_is_dropping",
         "_is_line_start",
+        "delivered_to",
         "is_in_header",
         "received_count",
     )
@@ -35,6 +40,7 @@ class HeaderFilter:
     def __init__(self) -> None:
         self.is_in_header = True
         self.received_count = 0
+        self.delivered_to: set[bytes] = set()
         self._is_line_start = True
         # A line of which too little has come to know what it is.
         self._begun = b""
@@ -52,7 +58,7 @@ class HeaderFilter:
         at = 0
         while at < len(data) and self.is_in_header:
             end = data.find(b"\n", at) + 1 or len(data)
-            if self._is_line_start and not self._judge(data[at : min(end, at + _LONGEST_NAME)]):
+            if self._is_line_start and not self._judge(data[at : min(end, at + _LONGEST_LINE)]):
                 self._begun = data[at:]
                 return b"".join(out)
             if not self._is_dropping:
@@ -71,24 +77,33 @@ class HeaderFilter:
 
     def _judge(self, line: bytes) -> bool:
         """Decide over the line that begins with `line`; False if more of it is needed."""
-        name, colon, _ = line.partition(b":")
+        name, colon, value = line.partition(b":")
         name = name.rstrip(b" \t")
         if line[:1] in (b" ", b"\t"):
             self._is_dropping = self._is_dropping and self._can_continue
             self.is_in_header = self._can_continue
-        elif colon and name and not name.translate(None, _NAME_BYTES):
-            self._judge_field(name.lower())
-        elif colon or line.endswith(b"\n") or len(line) == _LONGEST_NAME:
+        elif colon and 0 < len(name) < _LONGEST_NAME and not name.translate(None, _NAME_BYTES):
+            is_whole = value.endswith(b"\n") or len(line) == _LONGEST_LINE
+            if name.lower() == b"delivered-to" and not is_whole:
+                return False
+            self._judge_field(name.lower(), value)
+        elif colon or line.endswith(b"\n") or len(line) >= _LONGEST_NAME:
             self._judge_other(line)
         else:
             return False
         return True
 
-    def _judge_field(self, name: bytes) -> None:
+    def _judge_field(self, name: bytes, value: bytes) -> None:
         self._is_dropping = name == b"return-path"
         self._can_continue = True
         if name == b"received":
             self.received_count += 1
+        elif name == b"delivered-to" and self._is_judged_by_deliveries:
+            self.delivered_to.add(value.strip())
+
+    @property
+    def _is_judged_by_deliveries(self) -> bool:
+        return self.received_count > 0 and len(self.delivered_to) < _MOST_DELIVERIES
 
     def _judge_other(self, line: bytes) -> None:
         """A From_ line, quoted or not, is one that MTAs leave in headers; others end it."""
@@ -109,6 +124,16 @@ def from_line(sender: bytes, when: float) -> bytes:
 def return_path(text: bytes) -> bytes:
     """The Return-Path line for the reverse-path `text` (RFC 5321 4.4), with its LF."""
     return b"Return-Path: <%b>\n" % text.translate(_NO_CONTROLS)
+
+
+def delivered_to(address: bytes) -> bytes:
+    """The Delivered-To line of one copy, by which a loop is known, with its LF."""
+    return b"Delivered-To: %b\n" % address.translate(_NO_CONTROLS)
+
+
+def original_to(path: bytes) -> bytes:
+    """The X-Original-To line: the forward-path as the client gave it, with its LF."""
+    return b"X-Original-To: %b\n" % path.translate(_NO_CONTROLS)
 
 
 def received(

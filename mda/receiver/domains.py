@@ -13,16 +13,19 @@ if TYPE_CHECKING:
 
 
 class Domains:
-    """The domains of this host, which are read when the first name is asked for."""
+    """The domains of this host, which are read when the first name is asked for.
+
+    `takes_any` is for what an MTA hands over: it has judged the domain, and every one is ours.
+    """
 
     def __init__(self, config: Config, *, takes_any: bool) -> None:
         self._config = config
-        self._takes_any = takes_any
+        self.takes_any = takes_any
         self._names: frozenset[str] | None = None
 
     def is_ours(self, domain: bytes) -> bool:
         """A domain as a path has it: none at all always, over LMTP and from an MTA every one."""
-        if not domain or self._takes_any:
+        if not domain or self.takes_any:
             return True
         if self._names is None:
             names = local_domains(self._config) | {official_name(self._config).lower()}

@@ -92,14 +92,14 @@ def explaining(usage: str) -> Reply:
     return Reply(214, "2.0.0", usage)
 
 
-def vouching(code: int, full_name: str, mailbox: str) -> Reply:
-    """The positive answer of VRFY and EXPN: one fully specified mailbox (RFC 5321 3.5.2).
+def vouching(full_name: str, mailbox: str) -> str:
+    """The line of VRFY and EXPN for one fully specified mailbox (RFC 5321 3.5.2).
 
     A full name that is not printable ASCII is left out (RFC 821 2: replies are ASCII), and
     so are the brackets that would make it look like a mailbox.
     """
     shown = "" if set(full_name) & _NOT_IN_NAMES or not full_name.isascii() else full_name
-    return Reply(code, "2.1.5", f"{shown[:_LONGEST_NAME]} <{mailbox}>".lstrip())
+    return f"{shown[:_LONGEST_NAME]} <{mailbox}>".lstrip()
 
 
 # Why a channel is closed with 421: the enhanced code, and the reason.
@@ -142,6 +142,7 @@ TOO_LARGE = Reply(552, "5.3.4", "Message too large")
 RELAYING_DENIED = Reply(550, "5.7.1", "Mailbox is not on this host, and we do not relay")
 BARE_NEWLINE = Reply(554, "5.6.0", "A CR or LF that stands alone; lines end in CRLF")
 TEXT_LINE_TOO_LONG = Reply(554, "5.6.0", "Text line too long")
+DELIVERED_BEFORE = Reply(554, "5.4.6", "Delivered here before: a mail loop")
 MAIL_LOOP = Reply(554, "5.4.6", "Too many Received lines: a mail loop")
 
 # RFC 5321 7.3: who must not know is told nothing, in words that are always the same.

@@ -6,148 +6,27 @@ import os
 import time
 
 from mda import log
-from mda.config import is_maildir, official_name
-from mda.content.headers import HeaderFilter, from_line, received, return_path
-from mda.content.quoting import Quoter
-from mda.model import TERMINAL_VERBS, Envelope, Outcome, Recipient, classify_os_error
+from mda.config import official_name
+from mda.content.headers import (
+    delivered_to,
+    from_line,
+    original_to,
+    received,
+    return_path,
+)
+from mda.model import TERMINAL_VERBS, Envelope, Outcome, Recipient
 from mda.receiver import replies
+from mda.receiver.textstore import TextStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mda.config import Config
-    from mda.model import Path, Peer, Verb
+    from mda.model import Copy, Path, Peer, Verb
     from mda.receiver.domains import Domains
     from mda.receiver.replies import Reply
     from mda.wire import Broker
-
-_HEAD = 128 * 1024  # as much of a text as a terminal's block is made from
-
-
-class TextStore:
-    """The text of a message in its stored form: in memory, or on disk when it is large.
-
-    For Maildirs the stored form is as it came, for mbox files it is quoted. `head` are its
-    first octets without quoting; `error` is what went wrong, and
-    from then on the text is only swallowed.
-    """
-
-    def __init__(self, broker: Broker, config: Config) -> None:
-        self._broker = broker
-        self._memory = config.delivery.memory
-        self._limits = config.receiver
-        self._line_size = 0
-        self._filter = HeaderFilter()
-        self._quoter = None if is_maildir(config) else Quoter()
-        self._is_on_disk = False
-        self.fd = -1
-        self.size = 0
-        self.received_size = 0
-        self.head = bytearray()
-        self.error: Outcome | None = None
-        try:
-            self.fd = os.memfd_create("mda", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        except OSError as error:
-            self.error = cannot_keep(error)
-
-    def write(self, octets: bytes) -> None:
-        """Add a piece of the text (LF line ends) as it comes."""
-        self.received_size += len(octets)
-        if self.received_size > self._limits.message_size:
-            self.refuse(replies.TOO_LARGE)
-        if self._limits.text_line and not self.error:
-            self._measure_lines(octets)
-        self._keep(self._filter.feed(octets))
-
-    def refuse(self, reply: Reply) -> None:
-        """The text is not taken, for the first reason that there was."""
-        self.error = self.error or replies.to_outcome(reply)
-
-    def _measure_lines(self, octets: bytes) -> None:
-        """Refuse a line that is longer on its way, with its CRLF (RFC 821 4.5.3)."""
-        most = self._limits.text_line - len(b"\r\n")
-        # Where the line in hand begins. What lies between there and the last LF that is
-        # near enough are lines that are shorter still.
-        at = -self._line_size
-        while (end := octets.rfind(b"\n", max(0, at), max(0, at + most + 1))) >= 0:
-            at = end + 1
-        self._line_size = len(octets) - at
-        if self._line_size > most:
-            self.refuse(replies.TEXT_LINE_TOO_LONG)
-
-    def finish(self) -> None:
-        """The text is complete; seal it, so that nobody can change it any more."""
-        self._keep(self._filter.finish())
-        self._store(self._quoter.finish() if self._quoter else b"")
-        if self._filter.received_count > self._limits.received_lines:
-            self.refuse(replies.MAIL_LOOP)
-        if self.fd != -1 and not self._is_on_disk:
-            seal_memory(self.fd)
-
-    @property
-    def is_head_whole(self) -> bool:
-        """`head` is all of the text."""
-        return self.received_size <= _HEAD
-
-    def _keep(self, octets: bytes) -> None:
-        if len(self.head) < _HEAD:
-            self.head += octets[: _HEAD - len(self.head)]
-        self._store(self._quoter.feed(octets) if self._quoter else octets)
-
-    def _store(self, octets: bytes) -> None:
-        if self.error or not octets:
-            return
-        if self.size + len(octets) > self._memory and not self._is_on_disk:
-            self._move_to_disk()
-        if self.error:
-            return
-        try:
-            write_all(self.fd, octets)
-            self.size += len(octets)
-        except OSError as error:
-            self.error = cannot_keep(error)
-
-    def _move_to_disk(self) -> None:
-        outcome, fd = self._broker.open_spool()
-        if not outcome.is_done or fd == -1:
-            self.error = outcome
-            return
-        try:
-            os.lseek(self.fd, 0, os.SEEK_SET)
-            while octets := os.read(self.fd, 1 << 16):
-                write_all(fd, octets)
-        except OSError as error:
-            self.error = cannot_keep(error)
-        os.close(self.fd)
-        self.fd = fd
-        self._is_on_disk = True
-
-    def close(self) -> None:
-        """Let go of the text."""
-        if self.fd != -1:
-            os.close(self.fd)
-
-
-def cannot_keep(error: OSError) -> Outcome:
-    """A failure of our own store, which is no fault of the message: always temporary."""
-    outcome = classify_os_error(error, "keeping the message")
-    return outcome if outcome.is_temporary else Outcome(452, "4.3.1", outcome.text)
-
-
-def write_all(fd: int, octets: bytes) -> None:
-    """Write every octet; raises OSError."""
-    view = memoryview(octets)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def seal_memory(fd: int) -> None:
-    """Make a memfd unchangeable for whoever holds it."""
-    import fcntl
-
-    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
 
 
 class Transaction:
@@ -175,7 +54,7 @@ class Transaction:
         self, verb: Verb, reverse_path: Path, size: int = 0, *, is_utf8: bool = False
     ) -> Reply:
         """MAIL, SEND, SOML or SAML: the sender is known, nobody is a recipient yet."""
-        envelope = Envelope(verb, reverse_path, is_utf8)
+        envelope = Envelope(verb, reverse_path, size, is_utf8=is_utf8)
         if size > self._config.receiver.message_size:
             return self._refuse(envelope, replies.TOO_LARGE)
         self._envelope = envelope
@@ -198,8 +77,14 @@ class Transaction:
             return self._refuse(envelope, replies.TOO_MANY_RECIPIENTS, to=path.text)
         if not self._domains.is_ours(path.domain):
             return self._refuse(envelope, replies.RELAYING_DENIED, to=path.text)
-        outcome, user, folder = self._broker.resolve(path.local_part)
-        recipient = Recipient(path, user, folder)
+        outcome, copies = self._broker.resolve(
+            envelope.verb,
+            path.local_part,
+            envelope.size,
+            is_first=not envelope.recipients,
+            is_handed_over=self._config.recipients.mta_expands and self._domains.takes_any,
+        )
+        recipient = Recipient(path, copies)
         if outcome.is_done and envelope.verb in TERMINAL_VERBS:
             outcome = self._probe(envelope.verb, recipient)
         reply = replies.of_outcome(outcome, subject(path))
@@ -209,8 +94,15 @@ class Transaction:
         return reply
 
     def _probe(self, verb: Verb, recipient: Recipient) -> Outcome:
-        """Ask for a terminal now; RFC 821 3.4 lets only SEND fail by it."""
-        outcome, recipient.width = self._broker.probe(recipient.path.local_part)
+        """Ask for a terminal now; RFC 821 3.4 lets only SEND fail by it.
+
+        Of several copies the first without a terminal speaks for all.
+        """
+        probed = []
+        for copy in recipient.copies:
+            outcome, copy.width = self._broker.probe(copy)
+            probed.append(outcome)
+        outcome = min(probed, key=lambda each: each.is_done)
         if outcome.is_done or verb == "SEND":
             return outcome
         # Only 450 is an answer about the person; nobody is called away for our faults.
@@ -231,7 +123,8 @@ class Transaction:
     def write(self, octets: bytes) -> None:
         """A piece of the message in its stored form."""
         if self._text is None:
-            self._text = TextStore(self._broker, self._config)
+            forms = {form for each in self._open_envelope.recipients for form in each.forms}
+            self._text = TextStore(self._broker, self._config, "".join(sorted(forms)))
         self._text.write(octets)
 
     def finish(self, fault: Reply | None = None) -> Iterator[tuple[Recipient, Outcome]]:
@@ -249,41 +142,56 @@ class Transaction:
         if fault is not None:
             text.refuse(fault)
         text.finish()
+        if not text.error:
+            text.offer()
         deadline = time.monotonic() + self._config.delivery.lock_seconds
-        served: dict[tuple[str, str], Outcome] = {}
+        served: dict[int, Outcome] = {}
         for recipient in envelope.recipients:
-            mailbox = (recipient.user, recipient.folder)
-            if mailbox not in served:
-                outcome = text.error or self._deliver(envelope, recipient, text, deadline)
-                served[mailbox] = outcome
-                self._log(envelope, recipient, text, outcome)
-            yield recipient, served[mailbox]
+            for copy in recipient.copies:
+                if copy.number not in served:
+                    outcome = text.error or self._deliver(recipient, copy, text, deadline)
+                    served[copy.number] = outcome
+                    self._log(envelope, recipient, copy, outcome)
+            yield recipient, merge(recipient, served)
 
     def _deliver(
-        self, envelope: Envelope, recipient: Recipient, text: TextStore, deadline: float
+        self, recipient: Recipient, copy: Copy, text: TextStore, deadline: float
     ) -> Outcome:
+        envelope = self._open_envelope
+        address = b"%b@%b" % (copy.address, self._name.encode())
+        if text.has_been_at(address):
+            return replies.to_outcome(replies.DELIVERED_BEFORE)
         block, is_clipped = b"", False
         if envelope.verb in TERMINAL_VERBS:
-            block, is_clipped = self._render(envelope, recipient, text)
+            block, is_clipped = self._render(envelope, copy, text)
         return self._broker.deliver(
             envelope.verb,
-            recipient.path.local_part,
-            prefix=self._lines_before(envelope, recipient),
-            text=(text.fd, text.size),
+            copy,
+            sender=self._sender(copy),
+            recipient=recipient.path.text,
+            prefix=self._lines_before(recipient, copy, address),
             block=block,
             is_clipped=is_clipped,
             deadline=deadline,
         )
 
-    def _lines_before(self, envelope: Envelope, recipient: Recipient) -> bytes:
-        """What stands before the text: From_ line (mbox), Return-Path, the time stamp."""
+    def _sender(self, copy: Copy) -> bytes:
+        """The reverse-path of a copy: a list's is its owner's (RFC 5321 3.9.2)."""
+        sender = self._open_envelope.reverse_path.text
+        return b"%b@%b" % (copy.owner, self._name.encode()) if sender and copy.owner else sender
+
+    def _lines_before(self, recipient: Recipient, copy: Copy, address: bytes) -> bytes:
+        """What stands before the text: the From_ line, and the header lines that we add."""
+        envelope = self._open_envelope
         now = time.time()
-        sender = envelope.reverse_path.text
+        sender = self._sender(copy)
         sole = recipient if len(envelope.recipients) == 1 else None
         return b"".join(
             (
-                b"" if is_maildir(self._config) else from_line(sender, now),
+                from_line(sender, now),
                 return_path(sender),
+                original_to(recipient.path.text) if recipient.path.domain else b"",
+                delivered_to(address),
                 received(
                     self.helo,
                     peer_text(self._peer),
@@ -296,9 +204,7 @@ class Transaction:
             )
         )
 
-    def _render(
-        self, envelope: Envelope, recipient: Recipient, text: TextStore
-    ) -> tuple[bytes, bool]:
+    def _render(self, envelope: Envelope, copy: Copy, text: TextStore) -> tuple[bytes, bool]:
         """The block for the recipient's terminal (decision 7)."""
         from mda.content.screen import render  # needs email, which MAIL never does
 
@@ -311,26 +217,24 @@ class Transaction:
             is_verified=bool(self._peer.user),
             via=self.helo or self._peer.address,
             when=time.strftime("%H:%M"),
-            width=recipient.width or 80,
+            width=copy.width or 80,
             lines=terminal.lines,
             limit=terminal.bytes,
             bell=terminal.bell,
             has_mailbox_copy=envelope.verb != "SEND",
         )
 
-    def _log(
-        self, envelope: Envelope, recipient: Recipient, text: TextStore, outcome: Outcome
-    ) -> None:
+    def _log(self, envelope: Envelope, recipient: Recipient, copy: Copy, outcome: Outcome) -> None:
         log.write(
             "delivered" if outcome.is_done else "deferred" if outcome.is_temporary else "failed",
             log.INFO if outcome.is_done else log.WARNING,
             id=self._identity,
             verb=envelope.verb,
             to=recipient.path.text,
-            user=recipient.user,
+            user=copy.address,
             sender=envelope.reverse_path.text,
             peer=self._peer.address,
-            size=text.received_size,
+            size=self._text.received_size if self._text else 0,
             reply=f"{outcome.code} {outcome.enhanced} {outcome.text}",
         )
 
@@ -341,6 +245,19 @@ class Transaction:
         if self._text is not None:
             self._text.close()
             self._text = None
+
+
+def merge(recipient: Recipient, served: dict[int, Outcome]) -> Outcome:
+    """The one outcome of a recipient whose mail goes to several places."""
+    outcomes = [(copy, served[copy.number]) for copy in recipient.copies]
+    if len(outcomes) == 1:
+        return outcomes[0][1]
+    failed = [(copy, outcome) for copy, outcome in outcomes if not outcome.is_done]
+    if not failed:
+        return Outcome(250, "2.1.5", f"Delivered to all {len(outcomes)} members")
+    copy, outcome = min(failed, key=lambda pair: not pair[1].is_temporary)
+    who = copy.address[:200].decode("ascii", "replace")
+    return Outcome(outcome.code, outcome.enhanced, f"{who}: {outcome.text}")
 
 
 def combine(results: list[tuple[Recipient, Outcome]]) -> Reply:

@@ -21,7 +21,7 @@ import tempfile
 import time
 
 from mda.config import Config
-from mda.model import Outcome, Peer
+from mda.model import Copy, Outcome, Peer
 from mda.receiver import session
 from mda.receiver.domains import Domains
 from mda.receiver.protocol import (
@@ -34,6 +34,10 @@ from mda.receiver.protocol import (
 )
 from mda.receiver.transaction import Transaction
 from mda.wire import Broker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mda.model import Verb
 
 GOAL = 150
 SIZE = 32_000_000
@@ -68,10 +72,15 @@ class Store(Broker):
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
-    def resolve(self, local_part: bytes) -> tuple[Outcome, str, str]:
-        return Outcome(250, "2.1.5", "OK"), local_part.decode(), ""
+    def resolve(
+        self, verb: Verb, local_part: bytes, size: int, *, is_first: bool, is_handed_over: bool
+    ) -> tuple[Outcome, list[Copy]]:
+        return Outcome(250, "2.1.5", "OK"), [Copy(0, "q", local_part, b"")]
 
-    def open_spool(self) -> tuple[Outcome, int]:
+    def offer_text(self, form: str, fd: int, size: int) -> None:
+        pass
+
+    def open_spool(self, form: str) -> tuple[Outcome, int]:
         flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
         return Outcome(250, "2.0.0", "Spool"), os.open(self._directory, flags, 0o600)
 

@@ -10,7 +10,7 @@ from support.dialogue import converse, cut, make_protocol
 
 from mda.config import Config
 from mda.receiver.dotstream import DotStream
-from mda.receiver.transaction import TextStore
+from mda.receiver.textstore import TextStore
 
 WORDS = st.sampled_from(
     [
@@ -93,7 +93,7 @@ def test_a_line_is_too_long_in_whatever_pieces_it_comes(
 ) -> None:
     text = b"\n".join(b"x" * size for size in sizes)
     config = Config().with_values("receiver", text_line=1000)
-    store = TextStore(None, config)  # type: ignore[arg-type] # memory will do
+    store = TextStore(None, config, "q")  # type: ignore[arg-type] # memory will do
     for piece in cut(text, places):
         store.write(piece)
     store.close()

@@ -66,6 +66,7 @@ _SET_UP = """set -e
 mount --make-rprivate /
 for file in passwd group hosts nsswitch.conf; do mount --bind {root}/etc/$file /etc/$file; done
 [ ! -e /etc/mailname ] || mount --bind /dev/null /etc/mailname
+[ ! -e /etc/aliases ] || mount --bind {root}/etc/aliases /etc/aliases
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs -o mode=755 tmpfs /home
 [ ! -d /sys/fs/cgroup ] || mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
@@ -113,6 +114,7 @@ class Sandbox:
         (root / "etc/group").write_text(_GROUPS)
         (root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {NAME} mda\n")
         (root / "etc/nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
+        (root / "etc/aliases").touch(0o644)
         os.chown(root / "mail", 0, 8)
         (root / "mail").chmod(0o2775)
         (root / "spool/mda").mkdir(mode=0o700)

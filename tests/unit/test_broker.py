@@ -96,8 +96,23 @@ class Brokered:
         assert answer_fd == -1
         return b" ".join(answer[:2])
 
+    def resolve(self, name: bytes, verb: bytes = b"MAIL") -> bytes:
+        """The outcome of the first RCPT of a transaction."""
+        return self.outcome(wire.RESOLVE, verb, name, b"0", b"first", b"own")
+
+    def offer(self, fd: int, form: bytes = b"q") -> None:
+        assert self.outcome(wire.TEXT, form, b"%d" % len(TEXT), fd=fd) == b"250 2.0.0"
+
+    def deliver(self, fd: int, user: bytes = b"alice", **other: bytes) -> bytes:
+        """The outcome of a whole transaction, as the session asks for it."""
+        found = self.resolve(user, other.get("verb", b"MAIL"))
+        if not found.startswith(b"250"):
+            return found
+        self.offer(fd)
+        return self.outcome(*delivery(**other))
+
     def spool(self) -> int:
-        answer, fd = self.ask(wire.SPOOL)
+        answer, fd = self.ask(wire.SPOOL, b"q")
         assert answer[0] == b"250", answer
         return fd
 
@@ -177,9 +192,10 @@ def delivery(**other: bytes) -> list[bytes]:
     fields = {
         "kind": wire.DELIVER,
         "verb": b"MAIL",
-        "local_part": b"alice",
+        "number": b"0",
+        "sender": b"bob@example.org",
+        "recipient": b"alice",
         "prefix": PREFIX,
-        "size": b"%d" % len(TEXT),
         "block": b"",
         "clipped": b"whole",
         "deadline": b"%d" % int((time.monotonic() + 20) * 1000),
@@ -191,9 +207,22 @@ def test_a_good_delivery_is_one(
     sandbox: Sandbox, brokered: Callable[..., Brokered], files: Callable[[str], int]
 ) -> None:
     broker = brokered()
-    assert broker.outcome(*delivery(), fd=files("sealed")) == b"250 2.0.0"
+    assert broker.deliver(files("sealed")) == b"250 2.0.0"
     assert sandbox.mailbox("alice") == STORED
     assert broker.finish() == ""
+
+
+def resolving(**other: bytes) -> list[bytes]:
+    """The fields of a good question for a recipient, but for those that are given."""
+    fields = {
+        "kind": wire.RESOLVE,
+        "verb": b"MAIL",
+        "local_part": b"alice",
+        "size": b"0",
+        "place": b"next",
+        "origin": b"own",
+    }
+    return list({**fields, **other}.values())
 
 
 FRAMES = {
@@ -201,10 +230,21 @@ FRAMES = {
     "cut short": b"\0\0\0\xff" + b"x",
     "no known request": wire.pack(b"reboot"),
     "an empty request": wire.pack(b""),
-    "two names": wire.pack(wire.RESOLVE, b"alice", b"bob"),
-    "no name": wire.pack(wire.PROBE),
+    "a field too many to resolve": wire.pack(*resolving(), b"bob"),
+    "nothing to resolve": wire.pack(wire.RESOLVE),
+    "no verb to resolve": wire.pack(*resolving(verb=b"VRFY")),
+    "no size to resolve": wire.pack(*resolving(size=b"-1")),
+    "neither first nor next": wire.pack(*resolving(place=b"")),
+    "no number": wire.pack(wire.PROBE),
+    "a number of nothing to probe": wire.pack(wire.PROBE, b"1"),
+    "rows that are not there": wire.pack(wire.ROWS, b"2"),
+    "two lists": wire.pack(wire.EXPAND, b"staff", b"all"),
     "nothing to verify": wire.pack(wire.VERIFY, b"alice"),
     "a spool of its own": wire.pack(wire.SPOOL, b"/etc"),
+    "a text of no form": wire.pack(wire.TEXT, b"x", b"1"),
+    "a text of no size": wire.pack(wire.TEXT, b"q", b""),
+    "a text of the size of a disk": wire.pack(wire.TEXT, b"q", b"%d" % (1 << 40)),
+    "a target that is not there": wire.pack(*delivery(number=b"1")),
     "who about one": wire.pack(wire.WHO, b"alice"),
     "a field too few": wire.pack(*delivery()[:-1]),
     "a field too many": wire.pack(*delivery(), b""),
@@ -214,14 +254,12 @@ FRAMES = {
     "a broker's own word": wire.pack(wire.STOP),
     **{
         f"{field} {number[:12]!r}": wire.pack(*delivery(**{field: number}))
-        for field in ("size", "deadline")
+        for field in ("number", "deadline")
         for number in (
             b"", b"abc", b"-1", b"+1", b"1e3", b" 1", b"1.5", b"0x10", b"9" * 5000, b"9" * 20,
             "\u0663".encode(), b"\xb2",
         )
     },
-    "size of another text": wire.pack(*delivery(size=b"%d" % (len(TEXT) + 1))),
-    "size of a disk": wire.pack(*delivery(size=b"%d" % (1 << 40))),
     "no prefix": wire.pack(*delivery(prefix=b"")),
     "prefix without From_": wire.pack(*delivery(prefix=PREFIX.replace(b"From ", b">From ", 1))),
     "prefix without an end": wire.pack(*delivery(prefix=PREFIX[:-1])),
@@ -233,6 +271,8 @@ def test_what_is_no_request_ends_the_conversation(
     sandbox: Sandbox, brokered: Callable[..., Brokered], files: Callable[[str], int], frame: bytes
 ) -> None:
     broker = brokered()
+    assert broker.resolve(b"alice") == b"250 2.1.5"
+    broker.offer(files("sealed"))
     wire.send_frame(broker.link, frame, files("sealed"))
     assert broker.is_over()
     assert broker.finish().startswith("mda: broker error=")
@@ -250,21 +290,48 @@ def test_only_a_sealed_text_of_its_size_is_read(
     sandbox: Sandbox, brokered: Callable[..., Brokered], files: Callable[[str], int], name: str
 ) -> None:
     broker = brokered()
-    wire.send_frame(broker.link, wire.pack(*delivery()), files(name))
+    assert broker.resolve(b"alice") == b"250 2.1.5"
+    broker.offer(files(name))
+    wire.send_frame(broker.link, wire.pack(*delivery()))
     assert broker.is_over()
     assert broker.finish().startswith("mda: broker error=")
     assert os.listdir(sandbox.root / "mail") == []
 
 
-def test_without_a_descriptor_nothing_is_delivered(
-    sandbox: Sandbox, brokered: Callable[..., Brokered]
+def test_without_a_text_nothing_is_delivered(
+    sandbox: Sandbox, brokered: Callable[..., Brokered], files: Callable[[str], int]
 ) -> None:
-    for size in (b"0", b"%d" % len(TEXT)):
-        broker = brokered()
-        wire.send_frame(broker.link, wire.pack(*delivery(size=size)))
-        assert broker.is_over()
-        broker.finish()
+    broker = brokered()
+    assert broker.resolve(b"alice") == b"250 2.1.5"
+    broker.offer(files("sealed"), form=b"p")  # and an mbox takes only the other one
+    wire.send_frame(broker.link, wire.pack(*delivery()))
+    assert broker.is_over()
+    broker = brokered()
+    wire.send_frame(broker.link, wire.pack(wire.TEXT, b"q", b"0"))
+    assert broker.is_over()
     assert os.listdir(sandbox.root / "mail") == []
+
+
+def test_a_number_is_of_this_transaction(
+    brokered: Callable[..., Brokered], files: Callable[[str], int]
+) -> None:
+    broker = brokered()
+    assert broker.resolve(b"alice") == b"250 2.1.5"
+    assert broker.outcome(*resolving(local_part=b"bob")) == b"250 2.1.5"
+    assert broker.resolve(b"alice") == b"250 2.1.5"
+    broker.offer(files("sealed"))
+    wire.send_frame(broker.link, wire.pack(*delivery(number=b"1")))
+    assert broker.is_over()
+
+
+def test_one_copy_is_one_copy_however_often_it_is_asked_for(
+    sandbox: Sandbox, brokered: Callable[..., Brokered], files: Callable[[str], int]
+) -> None:
+    broker = brokered()
+    sealed = files("sealed")
+    assert broker.deliver(sealed) == b"250 2.0.0"
+    assert broker.outcome(*delivery()) == b"250 2.0.0"
+    assert sandbox.mailbox("alice") == STORED
 
 
 def test_a_frame_that_is_too_large_or_brings_too_much_ends_the_conversation(
@@ -276,7 +343,7 @@ def test_a_frame_that_is_too_large_or_brings_too_much_ends_the_conversation(
     socket.send_fds(large.link, [b"\0" * (wire.MAX_FRAME + 1)], [sealed])
     assert large.is_over()
     many = brokered()
-    socket.send_fds(many.link, [wire.pack(wire.SPOOL)], [sealed] * 3)
+    socket.send_fds(many.link, [wire.pack(wire.WHO)], [sealed] * 3)
     assert many.is_over()
     assert "broker error=" in large.finish()
     assert "broker error=" in many.finish()
@@ -294,13 +361,13 @@ def test_a_name_that_is_nobodys_is_refused(
     sandbox: Sandbox, brokered: Callable[..., Brokered], files: Callable[[str], int], name: bytes
 ) -> None:
     broker = brokered()
-    assert broker.outcome(wire.RESOLVE, name) == b"550 5.1.1"
-    assert broker.outcome(wire.PROBE, name) == b"550 5.1.1"
     for verb in (b"MAIL", b"SEND", b"SAML"):
-        fields = delivery(verb=verb, local_part=name)
-        assert broker.outcome(*fields, fd=files("sealed")) == b"550 5.1.1"
+        assert broker.resolve(name, verb) == b"550 5.1.1"
+        assert broker.outcome(*resolving(verb=verb, local_part=name)) == b"550 5.1.1"
+        origin = resolving(verb=verb, local_part=name, origin=b"handed-over")
+        assert broker.outcome(*origin) == b"550 5.1.1"
     assert os.listdir(sandbox.root / "mail") == []
-    assert broker.outcome(wire.RESOLVE, b"alice") == b"250 2.1.5", "the conversation went on"
+    assert broker.deliver(files("sealed")) == b"250 2.0.0", "the conversation went on"
 
 
 def test_waiting_never_takes_longer_than_the_configuration_says(
@@ -308,8 +375,8 @@ def test_waiting_never_takes_longer_than_the_configuration_says(
 ) -> None:
     broker = brokered("[delivery]\nlock_seconds = 1\n")
     with lock_of(sandbox, "alice"):
-        fields = delivery(deadline=b"%d" % (1 << 59))
-        assert broker.outcome(*fields, fd=files("sealed")) == b"451 4.2.0"
+        deadline = b"%d" % (1 << 59)
+        assert broker.deliver(files("sealed"), deadline=deadline) == b"451 4.2.0"
     assert sandbox.mailbox("alice") == b""
 
 
@@ -318,8 +385,8 @@ def test_a_deadline_that_has_passed_leaves_one_try(
 ) -> None:
     broker = brokered()  # lock_seconds = 60: longer than the test would wait
     with lock_of(sandbox, "alice"):
-        assert broker.outcome(*delivery(deadline=b"0"), fd=files("sealed")) == b"451 4.2.0"
-    assert broker.outcome(*delivery(deadline=b"0"), fd=files("sealed")) == b"250 2.0.0"
+        assert broker.deliver(files("sealed"), deadline=b"0") == b"451 4.2.0"
+    assert broker.deliver(files("sealed"), deadline=b"0") == b"250 2.0.0"
 
 
 @contextlib.contextmanager
@@ -383,9 +450,10 @@ def test_the_spool_file_is_delivered_from_like_memory(
     broker = brokered()
     fd = broker.spool()
     os.write(fd, TEXT)
-    assert broker.outcome(*delivery(), fd=fd) == b"250 2.0.0"
+    assert broker.deliver(fd) == b"250 2.0.0"
+    assert broker.resolve(b"alice") == b"250 2.1.5"
     os.write(fd, b"more than said")
-    wire.send_frame(broker.link, wire.pack(*delivery()), fd)
+    wire.send_frame(broker.link, wire.pack(*delivery()))
     assert broker.is_over()
     os.close(fd)
     assert sandbox.mailbox("alice") == STORED
@@ -398,10 +466,10 @@ def test_the_broker_keeps_no_descriptor(
     sealed = files("sealed")
 
     def everything() -> None:
-        assert broker.outcome(*delivery(), fd=sealed) == b"250 2.0.0"
-        assert broker.outcome(*delivery(local_part=b"who"), fd=sealed) == b"550 5.1.1"
-        assert broker.outcome(wire.RESOLVE, b"bob", fd=sealed) == b"250 2.1.5"
-        broker.ask(wire.PROBE, b"alice", fd=sealed)
+        assert broker.deliver(sealed) == b"250 2.0.0"
+        assert broker.deliver(sealed, b"who") == b"550 5.1.1"
+        assert broker.outcome(*resolving(local_part=b"bob"), fd=sealed) == b"250 2.1.5"
+        broker.ask(wire.PROBE, b"0", fd=sealed)
         broker.ask(wire.WHO, fd=sealed)
         os.close(broker.spool())
 
@@ -457,15 +525,12 @@ def test_a_peer_that_may_not_use_terminals_reaches_none(
     alices_terminal: Terminal,
 ) -> None:
     broker = brokered(may_use_terminals=False)
-    assert broker.outcome(wire.PROBE, b"alice") == b"550 5.7.1"
-    send = delivery(verb=b"SEND", block=BLOCK)
-    answer, _ = broker.ask(*send, fd=files("sealed"))
-    assert answer[1] == b"5.7.1"
-    assert answer[0] in (b"550", b"554")
+    assert broker.resolve(b"alice", b"SEND") == b"250 2.1.5"
+    assert broker.outcome(wire.PROBE, b"0") == b"550 5.7.1"
+    assert broker.deliver(files("sealed"), verb=b"SEND", block=BLOCK) == b"554 5.7.1"
     assert sandbox.mailbox("alice") is None
     for verb in (b"SOML", b"SAML"):
-        fields = delivery(verb=verb, block=BLOCK)
-        assert broker.outcome(*fields, fd=files("sealed")) == b"250 2.0.0"
+        assert broker.deliver(files("sealed"), verb=verb, block=BLOCK) == b"250 2.0.0"
     assert alices_terminal.read() == b""
     assert (sandbox.mailbox("alice") or b"").count(STORED) == 2
 
@@ -477,16 +542,15 @@ def test_a_peer_that_may_use_terminals_reaches_hers_with_a_safe_block_only(
     alices_terminal: Terminal,
 ) -> None:
     broker = brokered()
-    assert broker.outcome(wire.PROBE, b"alice") == b"250 2.1.5"
+    assert broker.resolve(b"alice", b"SEND") == b"250 2.1.5"
+    assert broker.outcome(wire.PROBE, b"0") == b"250 2.1.5"
     for block in (b"\x1b[2J", b"x" * 8193, b"", b"\xff"):
-        fields = delivery(verb=b"SEND", block=block)
-        assert broker.outcome(*fields, fd=files("sealed")) == b"554 5.6.0"
+        assert broker.deliver(files("sealed"), verb=b"SEND", block=block) == b"554 5.6.0"
     assert alices_terminal.read() == b""
-    fields = delivery(verb=b"SEND", block=BLOCK)
-    assert broker.outcome(*fields, fd=files("sealed")).startswith(b"250 ")
+    assert broker.deliver(files("sealed"), verb=b"SEND", block=BLOCK).startswith(b"250 ")
     assert alices_terminal.read() == BLOCK
     os.fchmod(alices_terminal.slave, 0o600)
-    assert broker.outcome(wire.PROBE, b"alice") == b"450 4.2.1"
+    assert broker.outcome(wire.PROBE, b"0") == b"450 4.2.1"
     assert sandbox.mailbox("alice") is None
 
 
@@ -562,9 +626,8 @@ def test_a_mailbox_at_home_is_written_as_the_user_with_his_own_groups(
     try:
         assert sandbox.run(["sh", "-c", script]).returncode == 0
         broker = brokered("[delivery]\nmailbox = '{home}/shared/mbox'\n")
-        assert broker.outcome(*delivery(), fd=files("sealed")) == b"250 2.0.0"
-        fields = delivery(local_part=b"bob")
-        assert broker.outcome(*fields, fd=files("sealed")) == b"451 4.3.0"
+        assert broker.deliver(files("sealed")) == b"250 2.0.0"
+        assert broker.deliver(files("sealed"), b"bob") == b"451 4.3.0"
         state = status_of(broker.process.pid)
         assert state["Uid"].split() == state["Gid"].split() == ["0"] * 4
         assert state["Groups"] == "", "alice's groups stayed"
@@ -606,28 +669,43 @@ def test_each_step_is_taken_under_its_own_identity(
     seen = identities_of([line.partition(" ")[2].strip() for line in lines if broker in line])
     alice, spool_gid = UIDS["alice"], 8
     assert seen["spool"] == {(SPOOL_UID, SPOOL_UID)}
+    assert seen["forward"] == {(alice, alice)}
     assert seen["mailbox"] == {(alice, spool_gid)}
     assert seen["terminal"] == {(SESSION_UID, TTY)}
 
 
 def identities_of(calls: list[str]) -> dict[str, set[tuple[int, int]]]:
-    """(effective uid, gid) at the opening of each kind of file, and never with a group."""
-    uid = gid = 0
-    seen: dict[str, set[tuple[int, int]]] = {"spool": set(), "mailbox": set(), "terminal": set()}
+    """(effective uid, gid) at the opening of each kind of file.
+
+    Groups are the user's own where a home is read, and none anywhere else.
+    """
+    uid = gid = groups = 0
+    seen: dict[str, set[tuple[int, int]]] = {
+        kind: set() for kind in ("spool", "forward", "mailbox", "terminal")
+    }
     for call in calls:
         if found := re.match(r"setresuid\((?:-1|\d+), (\d+), ", call):
             uid = int(found[1])
         elif found := re.match(r"setresgid\((?:-1|\d+), (\d+), ", call):
             gid = int(found[1])
-        elif call.startswith("setgroups("):
-            assert call.startswith("setgroups(0, "), call
-        elif call.startswith("openat(") and "O_TMPFILE" in call and "/var/spool/mda" in call:
-            seen["spool"].add((uid, gid))
-        elif call.startswith("openat(") and '"alice"' in call:
-            seen["mailbox"].add((uid, gid))
-        elif call.startswith("openat(") and '"/dev/pts/' in call and "O_WRONLY" in call:
-            seen["terminal"].add((uid, gid))
+        elif found := re.match(r"setgroups\((\d+), ", call):
+            groups = int(found[1])
+        elif kind := kind_of(call):
+            assert groups == (kind == "forward"), call
+            seen[kind].add((uid, gid))
     return seen
+
+
+def kind_of(call: str) -> str:
+    """What is opened by a call, "" where it is nothing that belongs to anybody."""
+    marks = {
+        "spool": "/var/spool/mda.*O_TMPFILE",
+        "forward": '"\\.forward"',
+        "mailbox": '"alice"',
+        "terminal": '"/dev/pts/.*O_WRONLY',
+    }
+    kinds = [kind for kind, mark in marks.items() if re.match(f"openat\\(.*{mark}", call)]
+    return kinds[0] if kinds else ""
 
 
 def test_a_session_user_that_is_root_is_refused(

@@ -13,7 +13,7 @@ import pytest
 from mda import log
 from mda.config import Config
 from mda.content import screen
-from mda.model import Outcome, Path, Peer, Recipient
+from mda.model import Copy, Outcome, Path, Peer, Recipient
 from mda.receiver import replies
 from mda.receiver.domains import Domains
 from mda.receiver.grammar import parse_path
@@ -39,46 +39,68 @@ STRANGER = Peer("tcp", "192.0.2.9")
 class Delivery:
     """One request to deliver, with what the broker would have seen on the descriptor."""
 
-    def __init__(self, verb: Verb, local_part: bytes, fd: int, size: int, more: Any) -> None:
+    def __init__(
+        self, verb: Verb, copy: Copy, texts: dict[str, tuple[int, int]], more: Any
+    ) -> None:
         self.verb = verb
-        self.local_part = local_part
+        self.address = copy.address
+        self.sender: bytes = more["sender"]
+        self.recipient: bytes = more["recipient"]
         self.prefix: bytes = more["prefix"]
         self.block: bytes = more["block"]
         self.is_clipped: bool = more["is_clipped"]
         self.deadline: float = more["deadline"]
-        self.seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS) if fd != -1 else 0
+        fd, size = texts[copy.forms]
+        self.seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
         self.text = os.pread(fd, size, 0)
         self.is_whole = os.fstat(fd).st_size == size
 
 
 class Broker:
-    """`wire.Broker` as the session sees it: it answers as it is told, and keeps what came."""
+    """`wire.Broker` as the session sees it: it answers as it is told, and keeps what came.
 
-    def __init__(self) -> None:
+    `lists` are the members of names; all other names are persons, but for the `unknown`.
+    """
+
+    def __init__(self, form: str = "q") -> None:
+        self.form = form
+        self.lists: dict[bytes, list[bytes]] = {}
+        self.owners: dict[bytes, bytes] = {}
         self.probed: dict[bytes, tuple[Outcome, int]] = {}
         self.outcomes: dict[bytes, Outcome] = {}
         self.unknown = {b"nobody"}
-        self.resolved: list[bytes] = []
+        self.resolved: list[tuple[bytes, int, bool, bool]] = []
+        self.addresses: list[bytes] = []
+        self.texts: dict[str, tuple[int, int]] = {}
         self.deliveries: list[Delivery] = []
 
-    def resolve(self, local_part: bytes) -> tuple[Outcome, str, str]:
-        self.resolved.append(local_part)
+    def resolve(
+        self, verb: Verb, local_part: bytes, size: int, *, is_first: bool, is_handed_over: bool
+    ) -> tuple[Outcome, list[Copy]]:
+        self.resolved.append((local_part, size, is_first, is_handed_over))
         if local_part in self.unknown:
-            return UNKNOWN, "", ""
-        user, _, folder = local_part.decode().lower().partition("+")
-        return OK, user, folder
+            return UNKNOWN, []
+        owner = self.owners.get(local_part, b"")
+        members = self.lists.get(local_part, [local_part])
+        return OK, [self._copy(member.lower(), owner) for member in members]
 
-    def probe(self, local_part: bytes) -> tuple[Outcome, int]:
-        return self.probed.get(local_part, (AWAY, 0))
+    def _copy(self, address: bytes, owner: bytes) -> Copy:
+        if address not in self.addresses:
+            self.addresses.append(address)
+        return Copy(self.addresses.index(address), self.form, address, owner)
 
-    def open_spool(self) -> tuple[Outcome, int]:
+    def probe(self, copy: Copy) -> tuple[Outcome, int]:
+        return self.probed.get(copy.address, (AWAY, 0))
+
+    def open_spool(self, form: str) -> tuple[Outcome, int]:
         return NO_ROOM, -1
 
-    def deliver(
-        self, verb: Verb, local_part: bytes, *, text: tuple[int, int], **more: object
-    ) -> Outcome:
-        self.deliveries.append(Delivery(verb, local_part, *text, more))
-        return self.outcomes.get(local_part, DELIVERED)
+    def offer_text(self, form: str, fd: int, size: int) -> None:
+        self.texts[form] = (fd, size)
+
+    def deliver(self, verb: Verb, copy: Copy, **more: object) -> Outcome:
+        self.deliveries.append(Delivery(verb, copy, self.texts, more))
+        return self.outcomes.get(copy.address, DELIVERED)
 
 
 def path(text: str) -> Path:
@@ -143,7 +165,7 @@ def end(transaction: Transaction, text: bytes = b"Subject: x\n\nhello\n") -> lis
     ],
 )
 def test_one_reply_speaks_for_all_recipients(outcomes: list[Outcome], code: int, text: str) -> None:
-    results = [(Recipient(path(f"r{n}"), f"r{n}"), outcome) for n, outcome in enumerate(outcomes)]
+    results = [(Recipient(path(f"r{n}"), []), outcome) for n, outcome in enumerate(outcomes)]
     reply = combine(results)
     assert (reply.code, reply.lines) == (code, (text,))
     failed = [outcome for outcome in outcomes if not outcome.is_done]
@@ -279,22 +301,21 @@ def test_one_copy_for_who_is_named_twice_and_the_outcome_for_both() -> None:
     broker = Broker()
     broker.outcomes = {b"alice": FULL}
     assert end(begin(broker, "alice", "carol", "Alice")) == [FULL, DELIVERED, FULL]
-    assert [delivery.local_part for delivery in broker.deliveries] == [b"alice", b"carol"]
+    assert [delivery.address for delivery in broker.deliveries] == [b"alice", b"carol"]
 
 
 def test_each_folder_of_one_user_gets_a_copy() -> None:
     broker = Broker()
     outcomes = end(begin(broker, "alice+lists", "ALICE", "alice+lists", "alice"))
     assert outcomes == [DELIVERED] * 4
-    assert [each.local_part for each in broker.deliveries] == [b"alice+lists", b"ALICE"]
+    assert [each.address for each in broker.deliveries] == [b"alice+lists", b"alice"]
 
 
-def test_a_maildir_gets_the_text_as_it_is_and_no_from_line() -> None:
-    broker = Broker()
-    config = Config().with_values("delivery", mailbox="{home}/Maildir/")
-    end(begin(broker, "alice", config=config), b"Subject: x\n\nFrom me\n")
+def test_a_copy_that_needs_it_so_gets_the_text_as_it_is() -> None:
+    broker = Broker(form="p")
+    end(begin(broker, "alice"), b"Subject: x\n\nFrom me\n")
     (delivery,) = broker.deliveries
-    assert delivery.prefix.startswith(b"Return-Path: <bob@example.org>\nReceived: from ")
+    assert delivery.prefix.startswith(b"From bob@example.org ")
     assert delivery.text == b"Subject: x\n\nFrom me\n"
 
 
@@ -305,7 +326,6 @@ def test_the_time_stamp_tells_a_sole_recipient_and_never_one_of_several() -> Non
     sole, *several = (delivery.prefix for delivery in broker.deliveries)
     assert b"\tfor <alice@mda.test>; " in sole
     assert not any(b"for <" in prefix for prefix in several)
-    assert not any(b"alice" in prefix or b"carol" in prefix for prefix in several)
 
 
 def test_the_lines_before_the_text_are_in_the_order_that_readers_want() -> None:
@@ -314,8 +334,101 @@ def test_the_lines_before_the_text_are_in_the_order_that_readers_want() -> None:
     lines = broker.deliveries[0].prefix.split(b"\n")
     assert lines[0].startswith(b"From bob@example.org ")
     assert lines[1] == b"Return-Path: <bob@example.org>"
-    assert lines[2] == b"Received: from client.example (local user bob, uid 1002)"
-    assert lines[3].startswith(b"\tby mda.test with SMTP id ")
+    assert lines[2] == b"Delivered-To: alice@mda.test"
+    assert lines[3] == b"Received: from client.example (local user bob, uid 1002)"
+    assert lines[4].startswith(b"\tby mda.test with SMTP id ")
+
+
+def test_the_address_as_it_came_stands_above_the_one_that_it_was_found_to_be() -> None:
+    broker = Broker()
+    end(begin(broker, "Alice@MDA.test"))
+    lines = broker.deliveries[0].prefix.split(b"\n")
+    assert lines[2:4] == [b"X-Original-To: Alice@MDA.test", b"Delivered-To: alice@mda.test"]
+
+
+def test_a_copy_tells_nothing_of_the_other_recipients() -> None:
+    broker = Broker()
+    end(begin(broker, "alice@mda.test", "carol@mda.test"))
+    alices, carols = (delivery.prefix for delivery in broker.deliveries)
+    assert b"carol" not in alices
+    assert b"alice" not in carols
+
+
+@pytest.mark.parametrize(
+    ("header", "is_loop"),
+    [
+        (b"Received: by us\nDelivered-To: alice@mda.test\n", True),
+        (b"Received: by us\nSubject: x\ndelivered-to:alice@mda.test \n", True),
+        (b"Received: by us\nDelivered-To: bob@mda.test\nDelivered-To: alice@mda.test\n", True),
+        (b"Delivered-To: alice@mda.test\nReceived: by us\n", False),
+        (b"Received: by us\nDelivered-To: Alice@mda.test\n", False),
+        (b"Received: by us\nDelivered-To: alice@elsewhere\n", False),
+        (b"Received: by us\n\nDelivered-To: alice@mda.test\n", False),
+        (b"Received: by us\nX-Delivered-To: alice@mda.test\n", False),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_message_that_has_been_here_before_is_a_loop(
+    header: bytes, is_loop: bool, size: int
+) -> None:
+    broker = Broker()
+    transaction = begin(broker, "alice", "carol")
+    for at in range(0, len(header), size):
+        transaction.write(header[at : at + size])
+    alices, carols = end(transaction, b"\nhello\n")
+    assert carols == DELIVERED, "a loop is one recipient's alone"
+    if is_loop:
+        assert alices == Outcome(554, "5.4.6", "Delivered here before: a mail loop")
+    else:
+        assert alices == DELIVERED
+
+
+def test_a_lists_copies_go_out_in_its_owners_name() -> None:
+    broker = Broker()
+    broker.lists = {b"staff": [b"alice", b"carol"]}
+    broker.owners = {b"staff": b"owner-staff"}
+    assert end(begin(broker, "staff@mda.test")) == [
+        Outcome(250, "2.1.5", "Delivered to all 2 members")
+    ]
+    for delivery, member in zip(broker.deliveries, (b"alice", b"carol"), strict=True):
+        lines = delivery.prefix.split(b"\n")
+        assert lines[0].startswith(b"From owner-staff@mda.test ")
+        assert lines[1:4] == [
+            b"Return-Path: <owner-staff@mda.test>",
+            b"X-Original-To: staff@mda.test",
+            b"Delivered-To: %b@mda.test" % member,
+        ]
+        assert delivery.sender == b"owner-staff@mda.test"
+        assert delivery.recipient == b"staff@mda.test"
+
+
+def test_a_notice_to_a_list_keeps_the_null_reverse_path() -> None:
+    broker = Broker()
+    broker.owners = {b"staff": b"owner-staff"}
+    end(begin(broker, "staff", sender=""))
+    assert b"\nReturn-Path: <>\n" in broker.deliveries[0].prefix
+
+
+def test_a_member_named_twice_gets_one_copy() -> None:
+    broker = Broker()
+    broker.lists = {b"staff": [b"alice", b"carol"], b"all": [b"carol", b"bob", b"alice"]}
+    end(begin(broker, "staff", "carol", "all"))
+    assert [each.address for each in broker.deliveries] == [b"alice", b"carol", b"bob"]
+
+
+def test_a_new_transaction_begins_a_new_table() -> None:
+    broker = Broker()
+    config = Config().with_values("receiver", hostname="mda.test")
+    end(begin(broker, "alice", "carol", config=config))
+    end(begin(broker, "alice", config=config, is_lmtp=True))
+    assert [(first, handed) for _, _, first, handed in broker.resolved] == [
+        (True, False),
+        (False, False),
+        (True, True),
+    ]
+    config = config.with_values("recipients", mta_expands=False)
+    end(begin(broker, "alice", config=config, is_lmtp=True))
+    assert broker.resolved[-1] == (b"alice", 0, True, False)
 
 
 @pytest.mark.parametrize(

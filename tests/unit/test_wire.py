@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mda import wire
-from mda.model import Outcome
+from mda.model import Copy, Outcome
 
 
 @pytest.fixture
@@ -100,11 +100,16 @@ def test_each_request_reaches_the_broker_whole(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     done = Outcome(250, "2.1.5", "ok")
-    answer = wire.pack_outcome(done, b"alice", b"lists")
-    assert answered(pair, lambda b: b.resolve(b"Alice"), answer) == (
-        (done, "alice", "lists"),
-        [wire.RESOLVE, b"Alice"],
+    row = wire.pack(b"3", b"q", b"alice+lists", b"owner-staff")
+    result, asked = answered(pair, resolve_alice, wire.pack_rows(done, [row]))
+    assert isinstance(result, tuple)
+    (copy,) = result[1]
+    assert (result[0], asked) == (
+        done,
+        [wire.RESOLVE, b"SAML", b"Alice", b"70000", b"first", b"own"],
     )
+    assert (copy.number, copy.forms) == (3, "q")
+    assert (copy.address, copy.owner, copy.width) == (b"alice+lists", b"owner-staff", 0)
     person = wire.pack_outcome(done, b"alice", "Alicë".encode())
     assert answered(pair, lambda b: b.verify(b"Alice", may_be_full_name=True), person) == (
         (done, "alice", "Alicë"),
@@ -116,20 +121,66 @@ def test_each_request_reaches_the_broker_whole(
     found, _ = answered(pair, lambda b: b.verify(b"x", may_be_full_name=True), none)
     assert found == (Outcome(550, "5.1.1", "no"), "", "")
     width = wire.pack_outcome(done, b"132")
-    assert answered(pair, lambda b: b.probe(b"alice"), width) == (
+    assert answered(pair, lambda b: b.probe(copy), width) == (
         (done, 132),
-        [wire.PROBE, b"alice"],
+        [wire.PROBE, b"3"],
     )
+    member = wire.pack(b"zo\xc3\xab", b"example.org", b"Zo")
+    assert answered(pair, lambda b: b.expand(b"staff"), wire.pack_rows(done, [member])) == (
+        (done, [("zo\u00eb", "example.org", "Zo")]),
+        [wire.EXPAND, b"staff"],
+    )
+    _, asked = answered(pair, lambda b: b.offer_text("p", 0, 7), wire.pack_outcome(done))
+    assert asked == [wire.TEXT, b"p", b"7"]
 
     def deliver(broker: wire.Broker) -> Outcome:
         return broker.deliver(
-            "SAML", b"alice", prefix=b"From x\n", text=(0, 7), block=b"hi", deadline=1.5
+            "SAML", copy, sender=b"s", recipient=b"r", prefix=b"From x\n", block=b"hi", deadline=1.5
         )
 
     assert answered(pair, deliver, wire.pack_outcome(done)) == (
         done,
-        [wire.DELIVER, b"SAML", b"alice", b"From x\n", b"7", b"hi", b"whole", b"1500"],
+        [wire.DELIVER, b"SAML", b"3", b"s", b"r", b"From x\n", b"hi", b"whole", b"1500"],
     )
+
+
+def resolve_alice(broker: wire.Broker) -> tuple[Outcome, list[Copy]]:
+    return broker.resolve("SAML", b"Alice", 70_000, is_first=True, is_handed_over=False)
+
+
+def test_rows_that_do_not_fit_in_one_frame_come_in_several(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    done = Outcome(250, "2.0.0", "rows")
+    rows = [wire.pack(b"%d" % n, b"q", b"x" * 300, b"") for n in range(1000)]
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        begin = 0
+        while begin < len(rows):
+            request = wire.unpack(wire.receive_frame(pair[1])[0])
+            asked.append(request[0])
+            begin = int(request[1]) if request[0] == wire.ROWS else 0
+            frame = wire.pack_rows(done, rows, begin)
+            assert len(frame) <= wire.MAX_FRAME
+            wire.send_frame(pair[1], frame)
+            begin += len(wire.unpack(frame)) - 4
+
+    server = threading.Thread(target=serve)
+    server.start()
+    outcome, copies = resolve_alice(wire.Broker(pair[0]))
+    server.join()
+    assert outcome == done
+    assert [copy.number for copy in copies] == list(range(1000))
+    assert asked[0] == wire.RESOLVE
+    assert set(asked[1:]) == {wire.ROWS}
+
+
+def test_rows_that_never_come_are_an_error(pair: tuple[socket.socket, socket.socket]) -> None:
+    wire.send_frame(pair[1], wire.pack_outcome(Outcome(250, "2.0.0", "x"), b"2"))
+    wire.send_frame(pair[1], wire.pack_outcome(Outcome(250, "2.0.0", "x"), b"2"))
+    with pytest.raises(wire.WireError):
+        resolve_alice(wire.Broker(pair[0]))
 
 
 def test_a_broker_that_is_gone_is_an_error_of_its_own(
@@ -137,4 +188,4 @@ def test_a_broker_that_is_gone_is_an_error_of_its_own(
 ) -> None:
     pair[1].close()
     with pytest.raises(wire.WireError):
-        wire.Broker(pair[0]).resolve(b"alice")
+        resolve_alice(wire.Broker(pair[0]))
