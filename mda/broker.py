@@ -18,7 +18,7 @@ import time
 
 from mda import log, wire
 from mda.config import mailbox_folder, mailbox_mode_for, official_name
-from mda.model import VERBS, Outcome, classify_os_error
+from mda.model import VERBS, Outcome, Target, classify_os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from mda.config import Config
-    from mda.model import Account, Peer, Target
+    from mda.model import Account, Peer
     from mda.terminal.sessions import Terminal
 
     Session = Callable[[wire.Broker], int]
@@ -298,7 +298,7 @@ def preload() -> None:
     """Load what `Answers` needs, and what finding logins needs, before any fork."""
     import psutil  # noqa: F401
 
-    from mda.delivery import command, deliver, maildir, mbox  # noqa: F401
+    from mda.delivery import command, deliver, maildir, mbox, quota  # noqa: F401
     from mda.recipients import expand, fullname  # noqa: F401
     from mda.terminal import sessions, tty  # noqa: F401
 
@@ -309,7 +309,7 @@ class Answers:
     def __init__(self, config: Config, peer: Peer, identities: Identities) -> None:
         # Loaded here: after the fork, so that the greeting need not wait for them, and
         # before any change of identity, which could make them unreadable.
-        from mda.delivery import command, deliver, maildir, mbox
+        from mda.delivery import command, deliver, maildir, mbox, quota
         from mda.recipients import expand, fullname
         from mda.terminal import sessions, tty
 
@@ -319,6 +319,7 @@ class Answers:
         self._append = mbox.append
         self._names = expand
         self._command = command
+        self._quota = quota
         self._sessions = sessions
         self._tty = tty
         self._config = config
@@ -374,7 +375,7 @@ class Answers:
         """The targets of one address, as rows for the session; each has a number here."""
         match fields:
             case [verb, local_part, size, (b"first" | b"next") as place, origin] if verb in VERBS:
-                wire.read_number(size, _LARGEST_DECLARED)
+                declared = wire.read_number(size, _LARGEST_DECLARED)
             case _:
                 raise wire.WireError("malformed request")
         if place == b"first":
@@ -382,6 +383,8 @@ class Answers:
         targets = self._names.expand(
             self._host, local_part, VERBS[verb], is_handed_over=origin == b"handed-over"
         )
+        if verb != b"SEND":
+            targets = [self._refuse_full(target, declared) for target in targets]
         outcome = judge_targets(targets)
         if outcome.is_done and len(self._targets) + len(targets) > _MOST_TARGETS:
             outcome = Outcome(452, "4.5.3", "Too many members of too many lists")
@@ -401,6 +404,33 @@ class Answers:
         self._numbers.clear()
         self._mailed.clear()
         self._commands_until = 0.0
+
+    def _refuse_full(self, target: Target, declared: int) -> Target:
+        """The target, or a failure in the place of a mailbox with no room for that many bytes."""
+        if target.forwards:
+            target.forwards = [self._refuse_full(each, declared) for each in target.forwards]
+            return target
+        full = self._judge_quota(target, max(1, declared))
+        if full is None:
+            return target
+        return Target("failure", None, address=target.address, outcome=full)
+
+    def _judge_quota(self, target: Target, adding: int) -> Outcome | None:
+        """Why so many bytes more are too many for the target's mailbox, if they are."""
+        limits = self._config.delivery
+        account = target.account
+        if target.kind != "mailbox" or account is None:
+            return None
+        if not limits.quota_size and not limits.quota_messages:
+            return None
+        try:
+            with self._as_recipient(account):
+                full = self._quota.judge(
+                    account.inbox, adding, limits.quota_size, limits.quota_messages
+                )
+        except OSError as error:
+            return classify_os_error(error, "asking how full the mailbox is")
+        return self._quota.defer(full, is_wanted=limits.quota_defers) if full else None
 
     def _number(self, target: Target) -> int:
         """The target's place in the table; one place that is named twice has one."""
@@ -456,7 +486,8 @@ class Answers:
             return found, []
         rows = []
         for each in found[:_MOST_TARGETS]:
-            account = None if each.domain else self._host.find_account(each.text)[1]
+            is_ours = not each.domain or self._host.is_ours(each.domain)
+            account = self._host.find_account(each.text)[1] if is_ours else None
             full_name = self._full_name(account.user) if account else ""
             rows.append(wire.pack(each.text, each.domain, os.fsencode(full_name)))
         return Outcome(250, "2.1.5", "Members"), rows
@@ -584,7 +615,9 @@ class Answers:
         try:
             if target.kind == "command":
                 return self._pipe(target, account, message, text)
-            return self._store(target, account, message, text, notes)
+            full = self._judge_quota(target, len(message.prefix) + text[1])
+            outcome = full or self._store(target, account, message, text, notes)
+            return self._quota.defer(outcome, is_wanted=self._config.delivery.quota_defers)
         except OSError as error:
             return classify_os_error(error, "delivering")
         finally:

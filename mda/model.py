@@ -102,11 +102,12 @@ class Account:
     """A local account as the broker found it: whose mailbox, whose terminals, where.
 
     `extension` is what stood behind the user's name in the address ("lists" in
-    `alice+lists`), `folder` the same where the user has such a folder; `mailbox` a path,
-    which ends in a slash if it is a Maildir.
+    `alice+lists`), `folder` the same where the user has such a folder; `mailbox` is the
+    path of the folder or the inbox, `inbox` the one of the inbox: it ends in a slash if it
+    is a Maildir.
     """
 
-    __slots__ = ("extension", "folder", "gid", "home", "mailbox", "uid", "user")
+    __slots__ = ("extension", "folder", "gid", "home", "inbox", "mailbox", "uid", "user")
 
     def __init__(
         self, user: str, uid: int, gid: int, home: str, mailbox: str, extension: str = ""
@@ -115,7 +116,7 @@ class Account:
         self.uid = uid
         self.gid = gid
         self.home = home
-        self.mailbox = mailbox
+        self.inbox = self.mailbox = mailbox
         self.extension = extension
         self.folder = ""
 

@@ -44,6 +44,15 @@ def parse_path(text: bytes) -> tuple[Path, bytes]:
     return path, text[at + 1 :]
 
 
+def read_path(text: bytes) -> Path | None:
+    """The path that `text` is without its brackets, None if it is none."""
+    try:
+        path, rest = parse_path(b"<%b>" % text)
+    except PathError:
+        return None
+    return None if rest else path
+
+
 def parse_bare_path(text: bytes) -> tuple[Path, bytes]:
     """Like `parse_path`, for a path whose sender has left the brackets out."""
     at, path = _take_path(text, 0)

@@ -28,7 +28,7 @@ from mda.receiver.protocol import (
     Text,
     Verifying,
 )
-from mda.receiver.transaction import Transaction, combine, subject
+from mda.receiver.transaction import Transaction, subject
 from mda.receiver.verify import verify
 from mda.wire import STOP, Broker, WireError, pack, receive_frame
 
@@ -331,7 +331,7 @@ class Session:
                 self._channel.say(replies.of_outcome(outcome, subject(recipient.path)))
                 self._channel.flush()
         if not self._is_lmtp:
-            self._channel.say(combine(results))
+            self._channel.say(self._transaction.conclude(results))
         self._protocol.settle(True)
         self._transaction.drop()
         self._junk_left = self._limits.junk_commands

@@ -52,24 +52,16 @@ def submit(
 def reverse_path(sender: str) -> Path:
     """The path that `sender` is, or one that only carries its text."""
     spelt = grammar.spell_path(grammar.clean_path(sender, _LONGEST)) if sender else ""
-    return _read_path(spelt.encode()) or Path(spelt.encode(), (), spelt.encode(), b"")
+    return grammar.read_path(spelt.encode()) or Path(spelt.encode(), (), spelt.encode(), b"")
 
 
 def forward_path(user: str) -> Path:
     """The path that `user` is (a login name, or an address), or one that is nobody's."""
     text = user.encode("utf-8", "surrogateescape")[:_LONGEST]
-    path = _read_path(grammar.spell_path(user).encode("utf-8", "surrogateescape")[:_LONGEST])
+    path = grammar.read_path(grammar.spell_path(user).encode("utf-8", "surrogateescape")[:_LONGEST])
     if path is None or not path.text:
         return Path(text, (), text, b"")
     return Path(text, (), path.local_part, path.domain)
-
-
-def _read_path(text: bytes) -> Path | None:
-    try:
-        path, rest = grammar.parse_path(b"<%b>" % text)
-    except grammar.PathError:
-        return None
-    return None if rest else path
 
 
 def _run(transaction: Transaction, users: list[str], message: Iterable[bytes]) -> list[Outcome]:

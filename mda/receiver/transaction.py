@@ -14,8 +14,10 @@ from mda.content.headers import (
     received,
     return_path,
 )
-from mda.model import TERMINAL_VERBS, Envelope, Outcome, Recipient
+from mda.model import TERMINAL_VERBS, Envelope, Outcome, Path, Peer, Recipient
 from mda.receiver import replies
+from mda.receiver.domains import Domains
+from mda.receiver.grammar import read_path
 from mda.receiver.textstore import TextStore
 
 TYPE_CHECKING = False
@@ -23,8 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mda.config import Config
-    from mda.model import Copy, Path, Peer, Verb
-    from mda.receiver.domains import Domains
+    from mda.model import Copy, Verb
     from mda.receiver.replies import Reply
     from mda.wire import Broker
 
@@ -47,6 +48,8 @@ class Transaction:
         self._text: TextStore | None = None
         self._identity = ""
         self._is_full = False
+        # A notice is a transaction within another one, whose targets stay.
+        self.is_within = False
         self.helo = ""
         self.protocol = "LMTP" if is_lmtp else "SMTP"
 
@@ -81,7 +84,7 @@ class Transaction:
             envelope.verb,
             path.local_part,
             envelope.size,
-            is_first=not envelope.recipients,
+            is_first=not envelope.recipients and not self.is_within,
             is_handed_over=self._config.recipients.mta_expands and self._domains.takes_any,
         )
         recipient = Recipient(path, copies)
@@ -152,7 +155,68 @@ class Transaction:
                     outcome = text.error or self._deliver(recipient, copy, text, deadline)
                     served[copy.number] = outcome
                     self._log(envelope, recipient, copy, outcome)
-            yield recipient, merge(recipient, served)
+            yield recipient, self._merge(recipient, served, text)
+
+    def _merge(self, recipient: Recipient, served: dict[int, Outcome], text: TextStore) -> Outcome:
+        """The one outcome of a recipient whose mail goes to several places.
+
+        Those that are refused for good are told to the list's owner, else to the sender.
+        """
+        outcomes = [(copy, served[copy.number]) for copy in recipient.copies]
+        failed = [(copy, outcome) for copy, outcome in outcomes if not outcome.is_done]
+        if len(outcomes) == 1:
+            return outcomes[0][1]
+        if not failed:
+            return Outcome(250, "2.1.5", f"Delivered to all {len(outcomes)} members")
+        copy, worst = min(failed, key=lambda pair: not pair[1].is_temporary)
+        if not worst.is_temporary and len(failed) < len(outcomes):
+            refused = [(each.address, outcome) for each, outcome in failed]
+            owned = next((each for each, _ in outcomes if each.owner), copy)
+            if self._notify(self._sender(owned), refused, text):
+                count = len(outcomes) - len(failed)
+                told = f"Delivered to {count} of {len(outcomes)} members, and a notice"
+                return Outcome(250, "2.1.5", told)
+        who = copy.address[:200].decode("ascii", "replace")
+        return Outcome(worst.code, worst.enhanced, f"{who}: {worst.text}")
+
+    def conclude(self, results: list[tuple[Recipient, Outcome]]) -> Reply:
+        """The one reply that SMTP has for all recipients (RFC 821 4.1.1, DATA).
+
+        250 although some are refused for good, where a notice of that is in the sender's
+        mailbox.
+        """
+        failed = [(recipient, outcome) for recipient, outcome in results if not outcome.is_done]
+        is_partial = 0 < len(failed) < len(results)
+        if is_partial and self._text and not any(each.is_temporary for _, each in failed):
+            refused = [(recipient.path.text, outcome) for recipient, outcome in failed]
+            sender = self._open_envelope.reverse_path.text
+            if self._notify(sender, refused, self._text):
+                return replies.SERVED_IN_PART
+        return combine(results)
+
+    def _notify(self, to: bytes, failures: list[tuple[bytes, Outcome]], text: TextStore) -> bool:
+        """Is a notice of `failures` durably in the mailbox of `to`, a path without brackets?
+
+        Never for the null reverse-path (RFC 821 3.6), nor for one of another host. What is
+        in the way of a notice leaves the failure to the client.
+        """
+        path = read_path(to)
+        domains = Domains(self._config, takes_any=False)
+        if path is None or not path.text or not domains.is_ours(path.domain):
+            return False
+        from mda.outbound.notice import compose  # needs email, which MAIL seldom does
+
+        notice = Transaction(self._broker, self._config, Peer("stream"), domains, is_lmtp=False)
+        notice.helo, notice.protocol, notice.is_within = "localhost", "local", True
+        try:
+            notice.open("MAIL", Path(b"", (), b"", b""))
+            if not notice.address(path).is_accepted:
+                return False
+            notice.write(compose(self._name, to, failures, bytes(text.head), time.time()))
+            return all(outcome.is_done for _, outcome in notice.finish())
+        finally:
+            notice.drop()
+            text.offer()
 
     def _deliver(
         self, recipient: Recipient, copy: Copy, text: TextStore, deadline: float
@@ -247,25 +311,11 @@ class Transaction:
             self._text = None
 
 
-def merge(recipient: Recipient, served: dict[int, Outcome]) -> Outcome:
-    """The one outcome of a recipient whose mail goes to several places."""
-    outcomes = [(copy, served[copy.number]) for copy in recipient.copies]
-    if len(outcomes) == 1:
-        return outcomes[0][1]
-    failed = [(copy, outcome) for copy, outcome in outcomes if not outcome.is_done]
-    if not failed:
-        return Outcome(250, "2.1.5", f"Delivered to all {len(outcomes)} members")
-    copy, outcome = min(failed, key=lambda pair: not pair[1].is_temporary)
-    who = copy.address[:200].decode("ascii", "replace")
-    return Outcome(outcome.code, outcome.enhanced, f"{who}: {outcome.text}")
-
-
 def combine(results: list[tuple[Recipient, Outcome]]) -> Reply:
     """The one reply that SMTP has for all recipients.
 
     Without a queue a temporary failure of one makes the whole transaction temporary
-    (decision 3), and a permanent one is the sender's to know, since no notice of ours
-    could be on its way.
+    (decision 3), and a permanent one is the client's to know where no notice says so.
     """
     failed = [(recipient, outcome) for recipient, outcome in results if not outcome.is_done]
     if not failed:

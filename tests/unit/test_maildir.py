@@ -246,7 +246,9 @@ def test_the_receiver_delivers_into_the_users_own_maildir(
         assert message.stat().st_uid == UIDS[user]
         assert message.stat().st_gid == UIDS[user]
         kept = message.read_bytes()
-        assert kept.startswith(b"Return-Path: <b@x>\nReceived: from x (")
+        assert kept.startswith(
+            b"Return-Path: <b@x>\nDelivered-To: alice@mda.test\nReceived: from x ("
+        )
         assert kept.endswith(b"\nFrom a\n"), "no quoting, and no blank line behind"
     assert sandbox.mailbox("alice") is None
 
@@ -277,6 +279,8 @@ def test_a_home_that_is_not_there_defers(sandbox: Sandbox, homes: Callable[[str]
     (holder / "alice").rename(holder / "away")
     try:
         said = sandbox.converse(letter(b"alice"), config=CONFIG)
+        assert b"451 4.3.5 <alice> /home/alice/.forward cannot be read: ENOENT" in said
+        said = sandbox.converse(letter(b"alice"), config=CONFIG + "[recipients]\nforward = false\n")
         assert said[-2].startswith(b"451 4.3.0 ")
     finally:
         (holder / "away").rename(holder / "alice")
