@@ -334,6 +334,7 @@ class Answers:
         self._rows: list[bytes] = []
         self._texts: dict[bytes, tuple[int, int]] = {}
         self._spool_fds: dict[bytes, int] = {}
+        self._groups: dict[str, list[int]] = {}
 
     def answer(self, request: list[bytes], fd: int) -> tuple[bytes, int]:
         """One request; raises WireError for anything but a request of `wire.py`."""
@@ -704,9 +705,9 @@ class Answers:
 
     def _as_user(self, account: Account) -> Acting:
         """The user as at home: uid, gid, and the groups that the account database gives."""
-        groups = []
-        if self._identities.only_uid is None:
-            groups = os.getgrouplist(account.user, account.gid)
+        if account.user not in self._groups and self._identities.only_uid is None:
+            self._groups[account.user] = os.getgrouplist(account.user, account.gid)
+        groups = self._groups.get(account.user, [])
         return Acting(self._identities, account.uid, account.gid, groups)
 
     def _as_terminal_writer(self) -> Acting:

@@ -11,7 +11,14 @@ import os
 
 from mda.model import Outcome
 from mda.recipients.destinations import Destination, DestinationError, parse_list
-from mda.recipients.steering import Distrusted, cannot_read, open_trusted, printable, read_whole
+from mda.recipients.steering import (
+    Distrusted,
+    cannot_read,
+    nobodys,
+    open_trusted,
+    printable,
+    read_whole,
+)
 
 ALIASES_FILE = "/etc/aliases"
 INDEX_SUFFIX = ".mda"
@@ -24,10 +31,14 @@ _BROKEN = b"!"
 
 
 class Aliases:
-    """The aliases as they were read once; `is_indexed` says that an index spared the work."""
+    """The aliases as they were read once; `is_indexed` says that an index spared the work.
 
-    def __init__(self, lines: bytes, *, is_indexed: bool = False) -> None:
+    `stamp` is of the text that they are from (`stamp_of`).
+    """
+
+    def __init__(self, lines: bytes, stamp: bytes = b"", *, is_indexed: bool = False) -> None:
         self._lines = lines
+        self.stamp = stamp
         self.is_indexed = is_indexed
 
     def find(self, name: bytes) -> list[Destination] | Outcome | None:
@@ -84,10 +95,9 @@ def load(path: str) -> Aliases | Outcome:
     if not path:
         return NO_ALIASES
     try:
-        fd = open_trusted(path, _ROOT)
+        fd = open_trusted(path, _ROOT, nobodys)
     except FileNotFoundError as error:
-        is_missing = path == ALIASES_FILE and not os.path.lexists(path)
-        return NO_ALIASES if is_missing else cannot_read(path, error)
+        return NO_ALIASES if path == ALIASES_FILE else cannot_read(path, error)
     except Distrusted as distrusted:
         return distrusted.outcome
     except OSError as error:
@@ -96,14 +106,22 @@ def load(path: str) -> Aliases | Outcome:
         stamp = _stamp(os.fstat(fd))
         indexed = _read_index(path, stamp)
         if indexed is not None:
-            return Aliases(indexed, is_indexed=True)
-        return Aliases(compile_text(read_whole(path, fd, _LARGEST)))
+            return Aliases(indexed, stamp, is_indexed=True)
+        return Aliases(compile_text(read_whole(path, fd, _LARGEST)), stamp)
     except Distrusted as distrusted:
         return distrusted.outcome
     except OSError as error:
         return cannot_read(path, error)
     finally:
         os.close(fd)
+
+
+def stamp_of(path: str) -> bytes:
+    """What changes whenever the text does; b"" where it cannot be told."""
+    try:
+        return _stamp(os.stat(path))
+    except OSError:
+        return b""
 
 
 def _stamp(status: os.stat_result) -> bytes:
@@ -114,7 +132,7 @@ def _stamp(status: os.stat_result) -> bytes:
 def _read_index(path: str, stamp: bytes) -> bytes | None:
     """The index that was made from the very same text, else None."""
     try:
-        fd = open_trusted(path + INDEX_SUFFIX, _ROOT)
+        fd = open_trusted(path + INDEX_SUFFIX, _ROOT, nobodys)
     except (OSError, Distrusted):
         return None
     try:
@@ -133,7 +151,7 @@ def write_index(path: str) -> int:
 
     Raises OSError, or Distrusted for a text that is not to be followed.
     """
-    fd = open_trusted(path, _ROOT)
+    fd = open_trusted(path, _ROOT, nobodys)
     try:
         stamp = _stamp(os.fstat(fd))
         lines = compile_text(read_whole(path, fd, _LARGEST))

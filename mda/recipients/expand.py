@@ -16,7 +16,13 @@ from mda.recipients import aliases, passwd
 from mda.recipients.destinations import Destination, DestinationError, parse_file
 from mda.recipients.forward import read_forward
 from mda.recipients.resolve import resolve
-from mda.recipients.steering import Distrusted, cannot_read, open_trusted, read_whole
+from mda.recipients.steering import (
+    Distrusted,
+    cannot_read,
+    nobodys,
+    open_trusted,
+    read_whole,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +49,7 @@ _LOOP = Outcome(451, "4.3.5", "Aliases and forward files that lead in a circle")
 
 
 class Host:
-    """What the names of this host mean, each asked at most once until `forget`.
+    """What the names of this host mean, as far as one session has asked.
 
     `enter` is the broker's: it takes an account's identity for a `with` block. With
     `only_uid`, the mode without privilege, there is one account and no file that steers
@@ -54,20 +60,23 @@ class Host:
         self.config = config
         self.only_uid = only_uid
         self.enter = enter
-        self._aliases: Aliases | Outcome | None = None
+        self._aliases: Aliases | Outcome = aliases.NO_ALIASES
+        self._is_fresh = False
         self._accounts: dict[bytes, tuple[Outcome, Account | None]] = {}
         self._domains: frozenset[str] = frozenset()
 
     def forget(self) -> None:
-        """A new transaction: files that have changed since count."""
-        self._aliases = None
-        self._accounts.clear()
+        """A new transaction: aliases that have changed since count."""
+        self._is_fresh = False
 
     def aliases(self) -> Aliases | Outcome:
         """The aliases, or why they cannot be followed."""
-        if self._aliases is None:
-            path = self.config.recipients.aliases if self.only_uid is None else ""
+        path = self.config.recipients.aliases if self.only_uid is None else ""
+        known = self._aliases
+        is_same = not isinstance(known, Outcome) and known.stamp == aliases.stamp_of(path)
+        if not self._is_fresh and not (path and is_same):
             self._aliases = aliases.load(path)
+        self._is_fresh = True
         return self._aliases
 
     def find_account(self, name: bytes) -> tuple[Outcome, Account | None]:
@@ -414,7 +423,7 @@ def read_include(host: Host, path: bytes) -> tuple[list[Destination], bool] | Ou
     shown = os.fsdecode(path)
     try:
         with host.enter(reader):
-            fd = open_trusted(shown, None)
+            fd = open_trusted(shown, None, nobodys)
         try:
             is_roots = os.fstat(fd).st_uid == 0
             return parse_file(read_whole(shown, fd, _LARGEST_LIST)), is_roots

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import grp
 import os
+from functools import partial
 
 from mda.model import Outcome
 from mda.recipients.destinations import Destination, DestinationError, parse_file
@@ -60,32 +61,22 @@ def read_forward(account: Account) -> tuple[str, list[Destination]] | Outcome:
 
 def _open(account: Account, home_fd: int) -> tuple[str, int]:
     """The name and a descriptor of the file that counts, ("", -1) for none."""
-    private_gid = _private_gid(account)
+    owners = (account.uid, 0)
+    is_private = partial(_is_private, account)
     for name in _names(account.extension):
         path = os.path.join(account.home, name)
         try:
-            fd = open_trusted(path, (account.uid, 0), private_gid, (home_fd, name))
+            fd = open_trusted(path, owners, is_private, home_fd)
         except FileNotFoundError:
-            # A link to a file that is missing is not a file that nobody has written.
-            if _is_there(home_fd, name):
-                raise
             continue
         try:
             # Who may write the home could have put the file there.
-            judge_writers(account.home, os.fstat(home_fd), (account.uid, 0), private_gid)
+            judge_writers(account.home, os.fstat(home_fd), owners, is_private)
         except Distrusted:
             os.close(fd)
             raise
         return name, fd
     return "", -1
-
-
-def _is_there(home_fd: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=home_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _names(extension: str) -> list[str]:
@@ -94,14 +85,14 @@ def _names(extension: str) -> list[str]:
     return [*own, ".forward"]
 
 
-def _private_gid(account: Account) -> int:
-    """The user's group where it is nobody else's (as Debian makes them), or -1."""
+def _is_private(account: Account, gid: int) -> bool:
+    """Is this the user's own group, and nobody else's (as Debian makes them)?"""
     try:
-        group = grp.getgrgid(account.gid)
+        group = grp.getgrgid(gid)
     except KeyError:
-        return -1
-    is_private = group.gr_name == account.user and set(group.gr_mem) <= {account.user}
-    return account.gid if is_private else -1
+        return False
+    is_own = gid == account.gid and group.gr_name == account.user
+    return is_own and set(group.gr_mem) <= {account.user}
 
 
 def _read(path: str, fd: int) -> list[Destination]:

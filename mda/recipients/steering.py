@@ -8,9 +8,13 @@ import stat
 
 from mda.model import Outcome
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    IsPrivate = Callable[[int], bool]
+
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_OTHERS_MAY_WRITE = 0o022
-_WORLD_MAY_WRITE = 0o002
 
 
 class Distrusted(Exception):
@@ -24,37 +28,54 @@ class Distrusted(Exception):
 
 
 def open_trusted(
-    path: str,
-    owners: tuple[int, ...] | None,
-    private_gid: int = -1,
-    place: tuple[int, str] | None = None,
+    path: str, owners: tuple[int, ...] | None, is_private: IsPrivate, dir_fd: int | None = None
 ) -> int:
     """A descriptor of the regular file `path`, which one of `owners` owns (None: anybody).
 
-    Nobody else may write it but the members of `private_gid`, a group of one. `place` is
-    its directory's descriptor and its name there, where that is open already. Raises
-    FileNotFoundError, Distrusted, or another OSError.
+    Nobody else may write it, but a group for which `is_private` says that it is one
+    person's. With `dir_fd`, the descriptor of its directory, only the path's last part is
+    looked up. Raises FileNotFoundError where there is nothing, Distrusted, or another
+    OSError.
     """
-    fd = os.open(path, _FLAGS) if place is None else os.open(place[1], _FLAGS, dir_fd=place[0])
+    name = path if dir_fd is None else os.path.basename(path)
+    try:
+        fd = os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        fd = _follow_link(path, name, dir_fd)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise Distrusted(path, "is not a regular file")
-        judge_writers(path, status, owners, private_gid)
-    except BaseException:
+        judge_writers(path, status, owners, is_private)
+    except Distrusted:
         os.close(fd)
         raise
     return fd
 
 
+def _follow_link(path: str, name: str, dir_fd: int | None) -> int:
+    """A link is followed to what is judged then; but not for nothing, as if it were not there."""
+    try:
+        return os.open(name, _FLAGS, dir_fd=dir_fd)
+    except FileNotFoundError:
+        raise Distrusted(path, "is a link that leads nowhere") from None
+
+
+def nobodys(_gid: int) -> bool:
+    """No group is private."""
+    return False
+
+
 def judge_writers(
-    path: str, status: os.stat_result, owners: tuple[int, ...] | None, private_gid: int = -1
+    path: str, status: os.stat_result, owners: tuple[int, ...] | None, is_private: IsPrivate
 ) -> None:
     """Raise Distrusted where others than `owners` decide what `path` holds."""
     if owners is not None and status.st_uid not in owners:
         raise Distrusted(path, f"is owned by uid {status.st_uid}, not by uid {owners[0]}")
-    harmful = _WORLD_MAY_WRITE if status.st_gid == private_gid else _OTHERS_MAY_WRITE
-    if status.st_mode & harmful:
+    mode = status.st_mode
+    if mode & stat.S_IWOTH or (mode & stat.S_IWGRP and not is_private(status.st_gid)):
         raise Distrusted(path, "can be written by others", "chmod go-w FILE")
 
 

@@ -64,6 +64,17 @@ class Talk:
     def answer(self, outcome: Outcome, *more: bytes) -> None:
         wire.send_frame(self.link, wire.pack_outcome(outcome, *more))
 
+    def accept(self, user: bytes = b"alice", *, number: int = 0) -> None:
+        """Answer the question of a RCPT: a person with a mailbox."""
+        request = self.asked()
+        assert (request[0], request[2]) == (wire.RESOLVE, user)
+        row = wire.pack(b"%d" % number, b"q", user, b"")
+        wire.send_frame(self.link, wire.pack_rows(Outcome(250, "2.1.5", "ok"), [row]))
+
+    def take_text(self) -> None:
+        assert self.asked()[0] == wire.TEXT
+        self.answer(Outcome(250, "2.0.0", "ok"))
+
     def is_gone(self) -> bool:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
@@ -131,8 +142,7 @@ def test_an_unfinished_command_does_not_wait_for_ever(
 def test_a_text_that_drips_does_not_wait_for_ever(talk: Callable[..., Talk]) -> None:
     slow = talk(0.5)
     slow.line.say(b"HELO x\r\nMAIL FROM:<b>\r\nRCPT TO:<alice>\r\n")
-    assert slow.asked() == [wire.RESOLVE, b"alice"]
-    slow.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
+    slow.accept()
     slow.line.say(b"DATA\r\n")
     slow.line.expect(b"354")
     assert b"421 4.4.2" in drip(slow, 0.05)
@@ -178,14 +188,14 @@ def test_a_slow_line_may_take_longer_for_a_text_than_the_idle_time(
 ) -> None:
     slow = talk(1.0)
     slow.line.say(b"HELO x\r\nMAIL FROM:<b>\r\nRCPT TO:<alice>\r\n")
-    slow.asked()
-    slow.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
+    slow.accept()
     slow.line.say(b"DATA\r\n")
     slow.line.expect(b"354")
     for _ in range(6):
         assert not select.select([slow.client], [], [], 0.25)[0]
         slow.line.say(b"y" * 4094 + b"\r\n")
     slow.line.say(b".\r\n")
+    slow.take_text()
     assert slow.asked()[0] == wire.DELIVER
     slow.answer(Outcome(250, "2.0.0", "Delivered"))
     slow.line.expect(b"250 2.0.0 Delivered")
@@ -240,9 +250,8 @@ def test_refusals_for_now_are_limited_like_errors(talk: Callable[..., Talk]) -> 
     guessing = talk(config=limited(errors=5))
     guessing.line.say(b"HELO x\r\nSEND FROM:<b>\r\n" + b"RCPT TO:<alice>\r\n" * 20)
     for _ in range(5):
-        assert guessing.asked() == [wire.RESOLVE, b"alice"]
-        guessing.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
-        assert guessing.asked() == [wire.PROBE, b"alice"]
+        guessing.accept()
+        assert guessing.asked() == [wire.PROBE, b"0"]
         guessing.answer(Outcome(450, "4.2.1", "User is not logged in"), b"0")
     said = guessing.line.finish()
     assert said.count(b"\r\n450 4.2.1 ") == 5
@@ -252,8 +261,7 @@ def test_refusals_for_now_are_limited_like_errors(talk: Callable[..., Talk]) -> 
 def test_recipients_beyond_the_limit_are_no_errors(talk: Callable[..., Talk]) -> None:
     large = talk(config=limited(errors=5, recipients=1))
     large.line.say(b"HELO x\r\nMAIL FROM:<b>\r\n" + b"RCPT TO:<alice>\r\n" * 20)
-    large.asked()
-    large.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
+    large.accept()
     large.line.say(b"DATA\r\n")
     large.line.expect(b"354")
 
@@ -263,7 +271,7 @@ def test_asking_who_is_limited(talk: Callable[..., Talk]) -> None:
     curious.line.say(b"XWHO\r\n" * 20)
     for _ in range(5):
         assert curious.asked() == [wire.WHO]
-        curious.answer(Outcome(250, "2.0.0", "1 terminals"), b"alice /dev/pts/1 0 y")
+        curious.answer(Outcome(250, "2.0.0", "1 terminals"), b"1", b"alice /dev/pts/1 0 y")
     said = curious.line.finish()
     assert said.count(b"250-2.0.0 alice /dev/pts/1 0 y\r\n250 2.0.0 1 terminals\r\n") == 5
     assert said.endswith(b"421 4.7.0 mda.test Too many errors, closing transmission channel\r\n")
@@ -282,15 +290,15 @@ def test_the_waits_for_all_locks_share_one_deadline(talk: Callable[..., Talk]) -
     lmtp = talk(is_lmtp=True)
     users = [b"alice", b"bob", b"carol"]
     lmtp.line.say(b"LHLO x\r\nMAIL FROM:<b>\r\n")
-    for user in users:
+    for number, user in enumerate(users):
         lmtp.line.say(b"RCPT TO:<%b>\r\n" % user)
-        lmtp.asked()
-        lmtp.answer(Outcome(250, "2.1.5", "ok"), user, b"")
+        lmtp.accept(user, number=number)
     lmtp.line.say(b"DATA\r\n.\r\n")
+    lmtp.take_text()
     deadlines = []
-    for user in users:
+    for number, user in enumerate(users):
         request = lmtp.asked()
-        assert request[:3] == [wire.DELIVER, b"MAIL", user]
+        assert request[:3] == [wire.DELIVER, b"MAIL", b"%d" % number]
         deadlines.append(request[-1])
         # So much later that a deadline of its own would be another one.
         assert not select.select([lmtp.link], [], [], 0.05)[0]
@@ -453,8 +461,7 @@ def test_recipients_far_beyond_the_limit_are_errors(
     monkeypatch.setattr(session, "_MOST_EXCESS", 3)
     flood = talk(config=limited(errors=5, recipients=1))
     flood.line.say(b"HELO x\r\nMAIL FROM:<b>\r\nRCPT TO:<alice>\r\n")
-    flood.asked()
-    flood.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
+    flood.accept()
     flood.line.say(b"RCPT TO:<alice>\r\n" * 30)
     said = flood.line.finish()
     assert said.count(b"\r\n452 4.5.3 ") == 3 + 5
@@ -466,9 +473,9 @@ def test_a_message_delivered_forgives_the_errors_before_it(talk: Callable[..., T
     busy.line.say(b"LHLO x\r\n")
     for _ in range(4):
         busy.line.say(b"WHAT\r\n" * 3 + b"MAIL FROM:<b>\r\nRCPT TO:<alice>\r\nDATA\r\n.\r\n")
-        busy.asked()
-        busy.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
-        busy.asked()
+        busy.accept()
+        busy.take_text()
+        assert busy.asked()[0] == wire.DELIVER
         busy.answer(Outcome(250, "2.0.0", "Delivered"))
         busy.line.expect(b"250 2.0.0 <alice> Delivered")
     busy.line.say(b"QUIT\r\n")
@@ -478,9 +485,9 @@ def test_a_message_delivered_forgives_the_errors_before_it(talk: Callable[..., T
 def test_the_time_that_a_lock_takes_is_not_the_clients(talk: Callable[..., Talk]) -> None:
     slow = talk(0.6)
     slow.line.say(b"HELO x\r\nMAIL FROM:<b>\r\nRCPT TO:<alice>\r\nDATA\r\n.\r\n")
-    slow.asked()
-    slow.answer(Outcome(250, "2.1.5", "ok"), b"alice", b"")
-    slow.asked()
+    slow.accept()
+    slow.take_text()
+    assert slow.asked()[0] == wire.DELIVER
     time.sleep(1.0)
     slow.answer(Outcome(250, "2.0.0", "Delivered"))
     slow.line.expect(b"250 2.0.0 Delivered")
