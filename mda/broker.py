@@ -325,7 +325,7 @@ class Answers:
         self._config = config
         self._peer = peer
         self._identities = identities
-        self._host = expand.Host(config, identities.only_uid, self._as_user)
+        self.host = expand.Host(config, identities.only_uid, self.as_user)
         # Of the transaction in hand: what its addresses mean, and what has been delivered.
         self._targets: list[Target] = []
         self._numbers: dict[tuple[str, int, str], int] = {}
@@ -342,7 +342,7 @@ class Answers:
             case [wire.RESOLVE | wire.EXPAND | wire.VERIFY | wire.ROWS | wire.WHO, *_]:
                 return self._answer_about_names(request), -1
             case [wire.PROBE, number]:
-                outcome, width = self._probe(self._target(number))
+                outcome, width = self.probe(self._target(number))
                 return wire.pack_outcome(outcome, b"%d" % width), -1
             case [wire.SPOOL, form] if form in wire.FORMS:
                 outcome, spool_fd = self._open_spool(form)
@@ -361,7 +361,7 @@ class Answers:
             case [wire.EXPAND, string]:
                 outcome, self._rows = self._list_members(string)
             case [wire.WHO]:
-                outcome, self._rows = self._list_logins()
+                outcome, self._rows = self.list_logins()
             case [wire.ROWS, begin]:
                 at = wire.read_number(begin, len(self._rows))
                 return wire.pack_rows(_ROWS, self._rows, at)
@@ -382,7 +382,7 @@ class Answers:
         if place == b"first":
             self._begin()
         targets = self._names.expand(
-            self._host, local_part, VERBS[verb], is_handed_over=origin == b"handed-over"
+            self.host, local_part, VERBS[verb], is_handed_over=origin == b"handed-over"
         )
         if verb != b"SEND":
             targets = [self._refuse_full(target, declared) for target in targets]
@@ -400,7 +400,7 @@ class Answers:
 
     def _begin(self) -> None:
         """A new transaction: nothing that the last one was told is true any more."""
-        self._host.forget()
+        self.host.forget()
         self._targets.clear()
         self._numbers.clear()
         self._mailed.clear()
@@ -411,12 +411,12 @@ class Answers:
         if target.forwards:
             target.forwards = [self._refuse_full(each, declared) for each in target.forwards]
             return target
-        full = self._judge_quota(target, max(1, declared))
+        full = self.judge_quota(target, max(1, declared))
         if full is None:
             return target
         return Target("failure", None, address=target.address, outcome=full)
 
-    def _judge_quota(self, target: Target, adding: int) -> Outcome | None:
+    def judge_quota(self, target: Target, adding: int) -> Outcome | None:
         """Why so many bytes more are too many for the target's mailbox, if they are."""
         limits = self._config.delivery
         account = target.account
@@ -425,7 +425,7 @@ class Answers:
         if not limits.quota_size and not limits.quota_messages:
             return None
         try:
-            with self._as_recipient(account):
+            with self.as_recipient(account):
                 full = self._quota.judge(
                     account.inbox, adding, limits.quota_size, limits.quota_messages
                 )
@@ -452,19 +452,19 @@ class Answers:
         if not self._peer.may_ask_names:
             return _NO_NAMES, "", ""
         if string.lower() == b"postmaster":
-            outcome, account = self._host.find_account(string)
+            outcome, account = self.host.find_account(string)
             return outcome, "postmaster" if account else "", ""
-        self._host.forget()
-        name = self._names.name_person(self._host, string)
+        self.host.forget()
+        name = self._names.name_person(self.host, string)
         if isinstance(name, Outcome):
             return name, "", ""
-        outcome, account = self._host.find_account(name)
+        outcome, account = self.host.find_account(name)
         recipients = self._config.recipients
         if outcome.code == 550 and may_be_full_name and self._config.receiver.vrfy_names:
             persons = (recipients.uid_min, recipients.uid_max)
             outcome, user = self._fullname.find_person(string, persons, self._identities.only_uid)
             if outcome.is_done:
-                outcome, account = self._host.find_account(os.fsencode(user))
+                outcome, account = self.host.find_account(os.fsencode(user))
         if account is None:
             return outcome, "", ""
         return outcome, account.user, self._full_name(account.user)
@@ -479,21 +479,22 @@ class Answers:
         """One row for each member of a list: local part, domain and full name."""
         if not self._peer.may_ask_names:
             return _NO_NAMES, []
-        self._host.forget()
-        found = self._names.list_members(self._host, name)
+        self.host.forget()
+        found = self._names.list_members(self.host, name)
         if found is None:
             return Outcome(550, "5.1.1", "No such list here"), []
         if isinstance(found, Outcome):
             return found, []
         rows = []
         for each in found[:_MOST_TARGETS]:
-            is_ours = not each.domain or self._host.is_ours(each.domain)
-            account = self._host.find_account(each.text)[1] if is_ours else None
+            is_ours = not each.domain or self.host.is_ours(each.domain)
+            account = self.host.find_account(each.text)[1] if is_ours else None
             full_name = self._full_name(account.user) if account else ""
             rows.append(wire.pack(each.text, each.domain, os.fsencode(full_name)))
         return Outcome(250, "2.1.5", "Members"), rows
 
-    def _probe(self, target: Target) -> tuple[Outcome, int]:
+    def probe(self, target: Target) -> tuple[Outcome, int]:
+        """Would a terminal of the target's take the peer's message now, and how wide is it."""
         try:
             found = self._find_terminals(target)
             if isinstance(found, Outcome):
@@ -616,7 +617,7 @@ class Answers:
         try:
             if target.kind == "command":
                 return self._pipe(target, account, message, text)
-            full = self._judge_quota(target, len(message.prefix) + text[1])
+            full = self.judge_quota(target, len(message.prefix) + text[1])
             outcome = full or self._store(target, account, message, text, notes)
             return self._quota.defer(outcome, is_wanted=self._config.delivery.quota_defers)
         except OSError as error:
@@ -635,7 +636,7 @@ class Answers:
     ) -> Outcome:
         """Write to a mailbox, or to a file that an alias or a forward file names."""
         is_mailbox = target.kind == "mailbox"
-        with self._as_recipient(account) if is_mailbox else self._as_user(account):
+        with self.as_recipient(account) if is_mailbox else self.as_user(account):
             if target.place.endswith("/"):
                 head = message.prefix.partition(b"\n")[2]
                 return self._maildir.deliver(target.place, account.uid, head, *text, notes)
@@ -683,14 +684,14 @@ class Answers:
 
     def _end(self, account: Account, pid: int) -> None:
         """The supervisor is over, or is made so: root without CAP_KILL kills as the user."""
-        with self._as_user(account):
+        with self.as_user(account):
             try:
                 os.kill(pid, _signal.SIGKILL)
             except ProcessLookupError:
                 log.write("lost", user=account.user)
         os.waitpid(pid, 0)
 
-    def _as_recipient(self, account: Account) -> Acting:
+    def as_recipient(self, account: Account) -> Acting:
         """The identity for a mailbox: with the spool's group where that is a spool.
 
         Only root's directory with no user's name in its path is one: anywhere else a
@@ -701,9 +702,9 @@ class Answers:
             status = os.stat(directory)
             if status.st_uid == 0:
                 return Acting(self._identities, account.uid, status.st_gid, [])
-        return self._as_user(account)
+        return self.as_user(account)
 
-    def _as_user(self, account: Account) -> Acting:
+    def as_user(self, account: Account) -> Acting:
         """The user as at home: uid, gid, and the groups that the account database gives."""
         if account.user not in self._groups and self._identities.only_uid is None:
             self._groups[account.user] = os.getgrouplist(account.user, account.gid)
@@ -716,7 +717,8 @@ class Answers:
             self._identities, self._identities.session[0], self._identities.terminal_gid, []
         )
 
-    def _list_logins(self) -> tuple[Outcome, list[bytes]]:
+    def list_logins(self) -> tuple[Outcome, list[bytes]]:
+        """Each terminal that somebody sits at: user, device, idle seconds, and y or n."""
         gid = self._identities.terminal_gid
         if gid == -1:
             return _NO_TERMINALS, []

@@ -22,6 +22,8 @@ COMMANDS = {
     "deliver": "the delivery command of an MTA: one message on standard input",
     "send": "write to people's terminals, or to their mailboxes",
     "who": "who is logged in here, and who takes messages",
+    "explain": "the way that a message for an address would go, and why",
+    "aliases": "compile the alias file into an index",
     "check": "what is wrong with this host's set-up, and how to mend it",
     "install": "units, system users, directories, man pages and the command",
     "uninstall": "take away what install put there",

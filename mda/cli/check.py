@@ -14,7 +14,9 @@ import stat
 
 import click
 
+from mda.cli.aliases import list_faults
 from mda.cli.install import (
+    COMMAND_DROPINS,
     FILES,
     MANIFEST,
     SOCKETS,
@@ -42,6 +44,7 @@ from mda.config import (
     mailbox_folder,
     official_name,
 )
+from mda.recipients.aliases import INDEX_SUFFIX, is_index_stale
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,6 +89,8 @@ def check_host(config_file: str) -> Iterator[Finding]:
         return
     yield from check_names(config)
     yield from check_accounts(config)
+    yield from check_aliases(config)
+    yield from check_commands(config)
     yield from check_mail_spool(config)
     yield from check_own_spool(config)
     yield from check_program()
@@ -159,6 +164,34 @@ def has_group(name: str) -> bool:
     return True
 
 
+def check_aliases(config: Config) -> Iterator[Finding]:
+    """The alias file is one to follow, its entries can be read, its index is of today."""
+    path = config.recipients.aliases
+    if not path or not os.access(path, os.R_OK):
+        return
+    for text in list_faults(path):
+        yield Finding(f"{path}: {text}; mail for it waits", "correct it; see aliases(5)")
+    if is_index_stale(path):
+        yield Finding(f"{path}{INDEX_SUFFIX} is older than {path}, and not used", "mda aliases")
+    user = config.delivery.alias_user
+    if not has_user(user) or pwd.getpwnam(user).pw_uid == 0:
+        yield Finding(
+            f"files and commands of the aliases belong to {user!r}: no account, or root",
+            f"name another in delivery.alias_user in {CONFIG_FILE}",
+        )
+
+
+def check_commands(config: Config) -> Iterator[Finding]:
+    """Commands that are allowed can run: the units of this host are for them."""
+    if not config.delivery.commands or not is_booted_by_systemd():
+        return
+    if not all(os.path.exists(path) for path in COMMAND_DROPINS):
+        yield Finding(
+            "commands are allowed (delivery.commands), and the units keep them from working",
+            "mda install --commands",
+        )
+
+
 def check_mail_spool(config: Config) -> Iterator[Finding]:
     """The folder of the mailboxes, where each user's delivery creates mailbox and dotlock.
 
@@ -211,7 +244,7 @@ def check_program() -> Iterator[Finding]:
 def check_installation() -> Iterator[Finding]:
     """The files of `mda install` are there, as it writes them."""
     try:
-        files = plan_files(find_program(), None)
+        files = plan_files(find_program(), None, None)
     except InstallError as error:
         yield Finding(str(error), "then mda install --now")
         return

@@ -34,6 +34,9 @@ COMMAND = "/usr/local/bin/mda"
 COMMAND_MARK = b"Written by `mda install`"
 MANIFEST = "/var/lib/mda/installed"
 SOCKETS = {"smtp": "mda-smtp.socket", "lmtp": "mda-lmtp.socket"}
+COMMAND_DROPINS = tuple(
+    f"{UNIT_DIRECTORY}/mda-{protocol}@.service.d/commands.conf" for protocol in SOCKETS
+)
 SYSTEM_USERS = ("mda", "mda-net")
 BOOTED_BY_SYSTEMD = "/run/systemd/system"
 POLL_LIMIT_SINCE = 255  # older versions have no such limit, and complain about the key
@@ -86,13 +89,19 @@ class File:
     help="Also listen on 127.0.0.1:25, lmtp+127.0.0.1:2424 or unix:/path; again for more. "
     "These replace the addresses of an earlier --listen.",
 )
-def command(now: bool, addresses: tuple[str, ...]) -> None:
+@click.option(
+    "--commands/--no-commands",
+    "has_commands",
+    default=None,
+    help="Let the units run users' own commands (delivery.commands), or no longer.",
+)
+def command(now: bool, addresses: tuple[str, ...], has_commands: bool | None) -> None:
     """Install the units, system users, directories, man pages and the command `mda`."""
     require_root()
     os.umask(0o022)
     try:
         with FileLock(LOCK, timeout=LOCK_SECONDS):
-            install(addresses, start=now)
+            install(addresses, has_commands, start=now)
     except Timeout as error:
         raise click.ClickException(ALREADY_RUNNING) from error
     except (InstallError, AddressError) as error:
@@ -107,11 +116,14 @@ def require_root() -> None:
         raise click.ClickException("only root can do this")
 
 
-def install(addresses: Iterable[str], *, start: bool) -> None:
-    """Do it all, saying in one line each what was done; raises InstallError and OSError."""
+def install(addresses: Iterable[str], has_commands: bool | None, *, start: bool) -> None:
+    """Do it all, saying in one line each what was done; raises InstallError and OSError.
+
+    No addresses, and None for `has_commands`: what was asked for earlier stays.
+    """
     listening = sort_addresses(addresses)
     refuse_used_addresses(listening)
-    files = plan_files(find_program(), listening)
+    files = plan_files(find_program(), listening, has_commands)
     refuse_foreign_files(files)
     open_program_tree()
     before = read_manifest()
@@ -152,10 +164,12 @@ def package_data() -> Traversable:
     return importlib.resources.files("mda").joinpath("..")
 
 
-def plan_files(program: list[str], listening: dict[str, list[str]] | None) -> list[File]:
+def plan_files(
+    program: list[str], listening: dict[str, list[str]] | None, has_commands: bool | None
+) -> list[File]:
     """All files but the configuration; `listening` as from `sort_addresses`.
 
-    With None for it the addresses that were asked for earlier stay.
+    With None for it, or for `has_commands`, what was asked for earlier stays.
     """
     version = systemd_version()
     files = [
@@ -168,6 +182,11 @@ def plan_files(program: list[str], listening: dict[str, list[str]] | None) -> li
             files += [File(path, 0o644, read_file(path))] if os.path.exists(path) else []
         elif listening[protocol]:
             files.append(File(path, 0o644, format_addresses(listening[protocol])))
+    if has_commands is None:
+        has_commands = os.path.exists(COMMAND_DROPINS[0])
+    if has_commands:
+        content = package_data().joinpath("systemd/commands.conf").read_bytes()
+        files += [File(path, 0o644, content) for path in COMMAND_DROPINS]
     if os.path.isdir(f"{POSTFIX_QUEUE}/private"):
         path = f"{UNIT_DIRECTORY}/{SOCKETS['lmtp']}.d/postfix.conf"
         files.append(File(path, 0o644, format_addresses([f"{POSTFIX_QUEUE}/private/mda-lmtp"])))

@@ -533,3 +533,17 @@ def _is_from_line(text: bytes) -> bool:
 def printable(text: str) -> str:
     """`text` as printable ASCII, for an outcome's text or a note."""
     return "".join(c if " " <= c <= "~" else "?" for c in text)
+
+
+def describe(mailbox: str) -> str:
+    """Who holds the locks of a mailbox now, in words; raises OSError."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    fd = os.open(mailbox, flags)
+    try:
+        pid = _fcntl_holder(fd)
+    finally:
+        os.close(fd)
+    held = [f"fcntl by PID {pid}"] if pid else []
+    if os.path.lexists(mailbox + ".lock"):
+        held.append(f"dotlock {printable(mailbox)}.lock")
+    return ", ".join(held) or "free"

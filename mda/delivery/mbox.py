@@ -51,7 +51,7 @@ def append(
     if isinstance(lock, Outcome):
         return lock
     try:
-        refusal = _refuse(mailbox, lock.status, uid)
+        refusal = refuse(mailbox, lock.status, uid)
         outcome = refusal or _append_locked(lock, prefix, text_fd, size)
         if not outcome.is_done and opener.has_created and lock.status.st_size == 0:
             _unlink_empty(lock)
@@ -100,13 +100,13 @@ def _explain(error: OSError, mailbox: str, place: tuple[int, str], uid: int) -> 
             status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         except OSError:
             return classify_os_error(error, "opening the mailbox")
-        refusal = _refuse(mailbox, status, uid)
+        refusal = refuse(mailbox, status, uid)
         if refusal is not None:
             return refusal
     return classify_os_error(error, "opening the mailbox")
 
 
-def _refuse(mailbox: str, status: os.stat_result, uid: int) -> Outcome | None:
+def refuse(mailbox: str, status: os.stat_result, uid: int) -> Outcome | None:
     """Why nothing may be written to this file, or None: temporary, so nothing bounces."""
     shown = printable(mailbox)
     if stat.S_ISLNK(status.st_mode):

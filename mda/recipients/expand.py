@@ -389,10 +389,12 @@ class _Walk:
             self.fail(Outcome(451, "4.3.5", f"{origin.address.decode()}: {reason}"))
         elif destination.kind == "file":
             kind: TargetKind = "nothing" if place == os.devnull else "file"
+            self.note(f"the file {_shown(destination.text)}, written as {account.user}")
             self.add(Target(kind, account, place, address=origin.address, owner=origin.owner))
         elif refusal := self._refuse_command(origin.account):
             self.fail(refusal, destination.text)
         else:
+            self.note(f"the command {_shown(destination.text)!r}, run as {account.user}")
             self.add(Target("command", account, place, address=origin.address, owner=origin.owner))
 
     def _refuse_command(self, account: Account | None) -> Outcome | None:

@@ -325,7 +325,9 @@ def test_a_bad_address_is_refused_at_once(sandbox: Sandbox, address: str) -> Non
 def test_the_commands_list_themselves(sandbox: Sandbox) -> None:
     done = sandbox.run([*MDA, "--help"])
     listed = re.findall(rb"(?m)^  (\w+) ", done.stdout.partition(b"Commands:")[2])
-    assert listed == b"receive serve deliver send who check install uninstall".split()
+    assert (
+        listed == b"receive serve deliver send who explain aliases check install uninstall".split()
+    )
     for name in listed:
         assert sandbox.run([*MDA, name.decode(), "--help"]).returncode in (0, 2)
 

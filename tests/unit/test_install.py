@@ -158,7 +158,7 @@ def test_services_are_as_decision_9_says(protocol: str) -> None:
 
 
 def test_program_is_filled_in_everywhere_and_does_not_depend_on_the_environment() -> None:
-    files = {file.path: file for file in install.plan_files(PROGRAM, None)}
+    files = {file.path: file for file in install.plan_files(PROGRAM, None, None)}
 
     assert not [path for path, file in files.items() if b"@PROGRAM@" in file.content]
     unit = files["/etc/systemd/system/mda-lmtp@.service"].content.decode()
@@ -230,7 +230,7 @@ def test_port_of_another_program_is_refused() -> None:
 
 
 def test_drop_in_adds_addresses() -> None:
-    files = install.plan_files(PROGRAM, {"smtp": ["127.0.0.1:25", "[::1]:25"], "lmtp": []})
+    files = install.plan_files(PROGRAM, {"smtp": ["127.0.0.1:25", "[::1]:25"], "lmtp": []}, None)
     [drop_in] = [file for file in files if file.path.endswith("listen.conf")]
 
     assert drop_in.path == "/etc/systemd/system/mda-smtp.socket.d/listen.conf"
@@ -521,6 +521,24 @@ def test_two_at_once_do_not_undo_each_other(
         assert other.stdout is not None
         assert other.stdout.readline() == b"1\n"
         with pytest.raises(click.ClickException, match="is running"):
-            module.command.callback(
-                **({"now": False, "addresses": ()} if module is install else {})
-            )
+            options = {"now": False, "addresses": (), "has_commands": None}
+            module.command.callback(**(options if module is install else {}))
+
+
+@pytest.mark.parametrize(("asked", "before", "expected"), [
+    (True, False, True), (None, True, True), (None, False, False), (False, True, False),
+])  # fmt: skip
+def test_units_for_commands_stay_until_they_are_taken_away(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    asked: bool | None,
+    before: bool,
+    expected: bool,
+) -> None:
+    dropins = (str(tmp_path / "smtp.conf"), str(tmp_path / "lmtp.conf"))
+    monkeypatch.setattr(install, "COMMAND_DROPINS", dropins)
+    if before:
+        (tmp_path / "smtp.conf").touch()
+    planned = {file.path: file.content for file in install.plan_files(PROGRAM, None, asked)}
+    assert (set(dropins) <= set(planned)) is expected
+    assert not set(dropins) & set(planned) or b"NoNewPrivileges=no\n" in planned[dropins[0]]
