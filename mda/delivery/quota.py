@@ -6,7 +6,9 @@ still fit; what counts is what lies in the mailbox when it is asked.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
 from mda.model import Outcome
 
@@ -37,13 +39,21 @@ def defer(outcome: Outcome, *, is_wanted: bool) -> Outcome:
 
 
 def _measure_mbox(mailbox: str, *, counts_messages: bool) -> tuple[int, int]:
-    """Bytes, and the messages where they are asked for: that reads the whole file."""
+    """Bytes, and the messages where they are asked for: that reads the whole file.
+
+    What is no mailbox is empty here; the delivery will say what is wrong with it.
+    """
     try:
         fd = os.open(mailbox, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return 0, 0
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return 0, 0
+        raise
     try:
-        return os.fstat(fd).st_size, _count_messages(fd) if counts_messages else 0
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return 0, 0
+        return status.st_size, _count_messages(fd) if counts_messages else 0
     finally:
         os.close(fd)
 

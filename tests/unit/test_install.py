@@ -520,8 +520,8 @@ def test_two_at_once_do_not_undo_each_other(
     with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"1\n"
+        options = {"now": False, "addresses": (), "has_commands": None}
         with pytest.raises(click.ClickException, match="is running"):
-            options = {"now": False, "addresses": (), "has_commands": None}
             module.command.callback(**(options if module is install else {}))
 
 

@@ -70,10 +70,12 @@ def test_what_is_not_there_is_empty(tmp_path: Path) -> None:
         assert quota.judge(path, 11, 10, 1) == FULL
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "mbox").symlink_to("/etc/passwd")
-    with pytest.raises(OSError, match="symbolic"):
-        quota.judge(f"{tmp_path}/mbox", 1, 1, 0)
+def test_what_is_no_mailbox_is_left_to_the_delivery(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "directory", "pipe"):
+        assert quota.judge(f"{tmp_path}/{name}", 1, 1, 1) is None
 
 
 def dialogue(size: int, text: bytes = b"hello\r\n") -> bytes:
