@@ -32,6 +32,9 @@ _CLIPPED: dict[Verb, tuple[str, ...]] = {
 def run(verb: Verb, is_clipped: bool, to_mailbox: Step, to_terminal: Step) -> Outcome:
     """Deliver one copy by `verb`; each step is called at most once and not at all in vain.
 
+    `to_mailbox` is also the seam for a filter of the recipient's: whatever decides on the
+    folder, or on refusing, stands in its place and answers with the same kind of outcome.
+
     The outcome is one that RFC 821 4.3 allows after the data: 250, 451, 452, 552, 554.
     A failed mailbox is never followed by a terminal, which the next try would write again.
     """
