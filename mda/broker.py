@@ -381,8 +381,12 @@ class Answers:
                 raise wire.WireError("malformed request")
         if place == b"first":
             self._begin()
+        is_handed_over = origin == b"handed-over"
         targets = self._names.expand(
-            self.host, local_part, VERBS[verb], is_handed_over=origin == b"handed-over"
+            self.host,
+            local_part,
+            VERBS[verb],
+            is_final=lambda account: is_handed_over and self._is_final(account),
         )
         if verb != b"SEND":
             targets = [self._refuse_full(target, declared) for target in targets]
@@ -397,6 +401,14 @@ class Answers:
             fields = [b"%d" % number, target.forms.encode("ascii"), target.address, target.owner]
             rows.append(wire.pack(*fields))
         return outcome, rows
+
+    def _is_final(self, account: Account) -> bool:
+        """Is a handed over message for this person to go no further?
+
+        From a program, yes; but a person is no MTA, unless one has made him run us for
+        his own mail.
+        """
+        return self._peer.user in ("", account.user)
 
     def _begin(self) -> None:
         """A new transaction: nothing that the last one was told is true any more."""
@@ -656,7 +668,12 @@ class Answers:
             account, target.address, domain, message.sender, message.recipient
         )
         report_fd, write_fd = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(report_fd)
+            os.close(write_fd)
+            raise
         if pid == 0:
             job = (target.place, variables, (message.prefix, *text), seconds, write_fd)
             self._supervise(account, (text[0], write_fd), lambda: self._command.supervise(*job))

@@ -59,7 +59,9 @@ def explain(
     yield f"  {domain or 'no domain'}: the mailbox is on this host"
     trace: list[str] = []
     is_final = is_handed_over and config.recipients.mta_expands
-    targets = expand(answers.host, path.local_part, "MAIL", is_handed_over=is_final, trace=trace)
+    targets = expand(
+        answers.host, path.local_part, "MAIL", is_final=lambda _: is_final, trace=trace
+    )
     yield from (f"  {line}" for line in trace)
     for target in targets:
         yield from describe(answers, config, target)

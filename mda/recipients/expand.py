@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mda.model import TargetKind, Verb
     from mda.recipients.aliases import Aliases
 
+    IsFinal = Callable[[Account], bool]
     Enter = Callable[[Account], AbstractContextManager[None]]
 
 SHELLS_FILE = "/etc/shells"
@@ -143,17 +144,17 @@ def expand(
     local_part: bytes,
     verb: Verb,
     *,
-    is_handed_over: bool,
+    is_final: IsFinal,
     trace: list[str] | None = None,
 ) -> list[Target]:
     """The targets of mail for `local_part` (unquoted), at least one, each place once.
 
-    `is_handed_over` says that an MTA has followed aliases and forward files already: a
-    person's name is then final. SEND is for the person's terminal and follows no forward
+    A person for whom `is_final` says so has the mail and no alias or forward file counts:
+    an MTA has followed them already. SEND is for the person's terminal and follows no forward
     file; with SOML and SAML it follows one only for the mailbox. `trace` gets a line of
     text for each step.
     """
-    walk = _Walk(host, verb, is_handed_over, trace)
+    walk = _Walk(host, verb, is_final, trace)
     if local_part.lower() == b"postmaster":
         return _expand_postmaster(host, walk, local_part)
     walk.follow_name(local_part, _Origin())
@@ -201,12 +202,10 @@ class _Origin:
 class _Walk:
     """One address followed to its ends."""
 
-    def __init__(
-        self, host: Host, verb: Verb, is_handed_over: bool, trace: list[str] | None
-    ) -> None:
+    def __init__(self, host: Host, verb: Verb, is_final: IsFinal, trace: list[str] | None) -> None:
         self._host = host
         self._verb: Verb = verb
-        self._is_handed_over = is_handed_over
+        self._is_final = is_final
         self._trace = trace
         # What is being followed, outermost first, and what has been once.
         self._under_way: list[tuple[str, bytes]] = []
@@ -252,15 +251,12 @@ class _Walk:
     def follow_name(self, name: bytes, origin: _Origin) -> None:
         """A local part: an alias, else a person, else nobody."""
         host = self._host
-        outcome, account = host.find_account(name) if self._is_handed_over else (None, None)
-        if account is not None:
+        outcome, account = host.find_account(name)
+        if account is not None and self._is_final(account):
             self.add(self.mailbox(account, origin))
-            return
-        if host.only_uid is None and self.follow_alias(name, origin):
-            return
-        if outcome is None or outcome.code == 550:
-            outcome, account = host.find_account(name)
-        if account is not None:
+        elif host.only_uid is None and self.follow_alias(name, origin):
+            pass
+        elif account is not None:
             self.follow_person(account, origin)
         elif not any(("alias", each.lower()) in self._under_way for each in host.names_of(name)):
             self.note(f"{_shown(name)} is no alias, and no person of this host")
@@ -291,7 +287,8 @@ class _Walk:
     def follow_person(self, account: Account, origin: _Origin) -> None:
         """A person's forward file, else the mailbox."""
         step = ("forward", os.fsencode(account.user))
-        if step in self._under_way or self._verb == "SEND" or not self._reads_forwards:
+        is_named_by_own_file = step in self._under_way
+        if is_named_by_own_file or self._verb == "SEND" or not self._reads_forwards(account):
             self.add(self.mailbox(account, origin))
             return
         try:
@@ -311,10 +308,9 @@ class _Walk:
             else:
                 self.add(self._fork_at(account, step, found[1], own))
 
-    @property
-    def _reads_forwards(self) -> bool:
-        host = self._host
-        return host.only_uid is None and not self._is_handed_over and host.config.recipients.forward
+    def _reads_forwards(self, account: Account) -> bool:
+        is_wanted = self._host.config.recipients.forward and self._host.only_uid is None
+        return is_wanted and not self._is_final(account)
 
     def _fork_at(
         self,
@@ -324,7 +320,7 @@ class _Walk:
         origin: _Origin,
     ) -> Target:
         """A person whose terminal is the first choice, or the second, and mail goes on."""
-        walk = _Walk(self._host, "MAIL", self._is_handed_over, self._trace)
+        walk = _Walk(self._host, "MAIL", self._is_final, self._trace)
         walk._under_way = list(self._under_way)
         walk._follow_all(step, destinations, origin)
         target = self.mailbox(account, origin)

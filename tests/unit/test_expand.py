@@ -344,7 +344,9 @@ def test_a_private_group_may_write_what_is_its_users(host: Host) -> None:
 # -- what an MTA hands over -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("protocol", "peer"), [("lmtp", "bob"), ("smtp", "postfix")])
+@pytest.mark.parametrize(
+    ("protocol", "peer"), [("lmtp", "postfix"), ("smtp", "postfix"), ("lmtp", "root")]
+)
 def test_what_an_mta_hands_over_is_not_expanded_twice(host: Host, protocol: str, peer: str) -> None:
     host.alias("alice: carol\nroot: alice\n")
     host.forward("alice", "bob\n")
@@ -352,9 +354,19 @@ def test_what_an_mta_hands_over_is_not_expanded_twice(host: Host, protocol: str,
     assert [host.has(user) for user in ("alice", "bob", "carol")] == [1, 0, 0]
 
 
+def test_a_person_is_no_mta_but_for_his_own_mail(host: Host) -> None:
+    host.alias("root: alice\n")
+    host.forward("alice", "carol\n")
+    host.forward("bob", "carol\n")
+    host.send("alice", "root", protocol="lmtp", peer="bob")
+    assert (host.has("alice"), host.has("carol")) == (0, 1)
+    host.send("bob", protocol="lmtp", peer="bob")
+    assert (host.has("bob"), host.has("carol")) == (1, 1)
+
+
 def test_an_mta_that_follows_no_aliases_leaves_them_to_us(host: Host) -> None:
     host.alias("alice: carol, \\alice\n")
-    host.send("alice", protocol="lmtp", config="mta_expands = false\n")
+    host.send("alice", protocol="lmtp", peer="postfix", config="mta_expands = false\n")
     assert (host.has("alice"), host.has("carol")) == (1, 1)
 
 
