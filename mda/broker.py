@@ -479,7 +479,9 @@ class Answers:
                 if is_maildir(self._config):
                     return self._maildir.deliver(*place, prefix, *text, notes)
                 mode = mailbox_mode_for(self._config)
-                return self._append(*place, mode, prefix, *text, deadline, notes)
+                how = (deadline, notes)
+                flock = self._config.delivery.flock
+                return self._append(*place, mode, prefix, *text, *how, takes_flock=flock)
         except OSError as error:
             return classify_os_error(error, "delivering")
         finally:

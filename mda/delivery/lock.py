@@ -1,9 +1,10 @@
-"""The two locks of an mbox mailbox: fcntl on the file, and the dotlock beside it.
+"""The locks of an mbox mailbox: fcntl on the file, and the dotlock beside it.
 
 Other programs take them in either order, so no step waits while it holds anything: on a
 miss all is released, and after a random pause the whole is tried again until the deadline
 (Debian Policy 11.6). The order here is fcntl, then dotlock, and the release is the other
 way round: whoever holds the fcntl lock and sees our dotlock knows that its writer is gone.
+Where it is asked for, flock(2) comes between the two.
 
 A dotlock of ours holds three lines: the PID, as liblockfile and procmail read it; `mda1`,
 the process's start time, the boot, the mailbox's device and inode, its size before the
@@ -37,6 +38,7 @@ _LONGEST_PAUSE = 0.3
 _LONGEST_RECORD = 1024
 _LONGEST_FROM_LINE = 400
 _BLOCK = 256 * 1024
+_STRUCT_FLOCK = "hhqqi"
 # What the file system or the kernel says where O_TMPFILE is not known.
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
@@ -166,12 +168,12 @@ def _own_stamp() -> tuple[bytes, bytes]:
 
 
 class MailboxLock:
-    """An mbox mailbox, held open under both of its locks.
+    """An mbox mailbox, held open under its locks.
 
     `fd` is the process's only descriptor on it, since closing any other would drop the
     fcntl lock; `status` is the file as it was found, `dir_fd` its directory (O_PATH),
-    `name` its name there, `deadline` (time.monotonic()) when waiting ends. What was
-    repaired on the way is added to `notes`.
+    `name` its name there, `deadline` (time.monotonic()) when waiting ends, `takes_flock`
+    whether flock(2) is one of the locks. What was repaired on the way is added to `notes`.
     """
 
     __slots__ = (
@@ -183,13 +185,17 @@ class MailboxLock:
         "name",
         "notes",
         "status",
+        "takes_flock",
     )
 
-    def __init__(self, dir_fd: int, name: str, deadline: float, notes: list[str]) -> None:
+    def __init__(
+        self, dir_fd: int, name: str, deadline: float, notes: list[str], takes_flock: bool
+    ) -> None:
         self.dir_fd = dir_fd
         self.name = name
         self.deadline = deadline
         self.notes = notes
+        self.takes_flock = takes_flock
         self.fd = -1
         self.status: os.stat_result
         self._dotlock_fd = -1
@@ -219,7 +225,7 @@ class MailboxLock:
             self._dotlock_fd = -1
 
     def let_go(self) -> None:
-        """Give both locks back and close the mailbox; the directory stays open."""
+        """Give the locks back and close the mailbox; the directory stays open."""
         if self._dotlock_fd != -1:
             self._unlink_own_dotlock()
             os.close(self._dotlock_fd)
@@ -253,8 +259,10 @@ def acquire(
     message: tuple[bytes, int],
     deadline: float,
     notes: list[str],
+    *,
+    takes_flock: bool = False,
 ) -> MailboxLock | Outcome:
-    """Take both locks of `mailbox`; an outcome (451, 452) says why that was not possible.
+    """Take the locks of `mailbox`; an outcome (451, 452) says why that was not possible.
 
     `open_mailbox` gets the directory's descriptor and the mailbox's name, opens it for
     reading and writing, or says why it must not. `message` is the From_ line and the bytes
@@ -266,9 +274,9 @@ def acquire(
         dir_fd = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         return classify_os_error(error, "opening the mailbox's directory")
-    lock = MailboxLock(dir_fd, name, deadline, notes)
+    lock = MailboxLock(dir_fd, name, deadline, notes, takes_flock)
     try:
-        failure = _wait_for_both(lock, open_mailbox, message)
+        failure = _wait_for_all(lock, open_mailbox, message)
     except OSError as error:
         failure = classify_os_error(error, "locking the mailbox")
     if failure is None:
@@ -277,12 +285,12 @@ def acquire(
     return failure
 
 
-def _wait_for_both(
+def _wait_for_all(
     lock: MailboxLock, open_mailbox: OpenMailbox, message: tuple[bytes, int]
 ) -> Outcome | None:
     pause = _SHORTEST_PAUSE
     while True:
-        missed = _try_both(lock, open_mailbox, message)
+        missed = _try_all(lock, open_mailbox, message)
         if missed is None or isinstance(missed, Outcome):
             return missed
         lock.let_go()
@@ -294,19 +302,15 @@ def _wait_for_both(
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _try_both(
+def _try_all(
     lock: MailboxLock, open_mailbox: OpenMailbox, message: tuple[bytes, int]
 ) -> str | Outcome | None:
-    """One try without waiting: None with both locks, or what is in the way (a text)."""
+    """One try without waiting: None with all locks, or what is in the way (a text)."""
     opened = open_mailbox(lock.dir_fd, lock.name)
     if isinstance(opened, Outcome):
         return opened
     lock.fd = opened
-    try:
-        fcntl.lockf(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return f"{lock.name}, PID {_fcntl_holder(lock.fd) or 'not known'}"
-    missed = _take_dotlock(lock, message)
+    missed = _lock_file(lock) or _take_dotlock(lock, message)
     if missed is not None:
         return missed
     # Somebody with only the dotlock may have written, or renamed, just before we had it.
@@ -323,16 +327,55 @@ def _is_still_named(lock: MailboxLock) -> bool:
     return os.path.samestat(named, lock.status)
 
 
-def _fcntl_holder(fd: int) -> int:
-    """The PID of a process with an fcntl lock on the file, or 0 if that is not to be had."""
-    layout = "hhqqi"
-    question = struct.pack(layout + "0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+def _lock_file(lock: MailboxLock) -> str | None:
+    """Take the kernel's locks on the opened mailbox; a text says what is in the way."""
+    kind = ""
     try:
-        answer = fcntl.fcntl(fd, fcntl.F_GETLK, question)
+        if lock.takes_flock:
+            # NFS makes of flock an fcntl lock that belongs to the open file. One of this
+            # process's would be in its way; one that belongs to the same file is not.
+            fcntl.fcntl(lock.fd, fcntl.F_OFD_SETLK, _whole_file())
+            kind = " (flock)"
+            fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            fcntl.lockf(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return f"{lock.name}{kind}, PID {_find_holder(lock) or 'not known'}"
+    return None
+
+
+def _whole_file() -> bytes:
+    """A `struct flock` about writing to the whole file."""
+    return struct.pack(_STRUCT_FLOCK + "0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
+
+def _find_holder(lock: MailboxLock) -> int:
+    """The PID of a process with a kernel's lock on the file, or 0 if that is not to be had."""
+    holder = _fcntl_holder(lock.fd)
+    # Of a lock that belongs to an open file, fcntl does not say whose it is.
+    return holder or (_flock_holder(lock.fd) if lock.takes_flock else 0)
+
+
+def _fcntl_holder(fd: int) -> int:
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_GETLK, _whole_file())
     except OSError:
         return 0
-    holder: int = struct.unpack_from(layout, answer)[4]
+    holder: int = struct.unpack_from(_STRUCT_FLOCK, answer)[4]
     return max(0, holder)
+
+
+def _flock_holder(fd: int) -> int:
+    status = os.fstat(fd)
+    device = b"%02x:%02x" % (os.major(status.st_dev), os.minor(status.st_dev))
+    file = b"%b:%d" % (device, status.st_ino)
+    try:
+        with open("/proc/locks", "rb") as table:
+            # "1: FLOCK ADVISORY WRITE 812 fe:00:1534361 0 EOF"; who waits has another row.
+            rows = [row.split() for row in table]
+    except OSError:
+        return 0
+    return next((int(row[4]) for row in rows if row[1] == b"FLOCK" and row[5] == file), 0)
 
 
 def _take_dotlock(lock: MailboxLock, message: tuple[bytes, int]) -> str | None:

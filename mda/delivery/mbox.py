@@ -1,6 +1,6 @@
 """One message appended to an mbox mailbox: durable before success, or as if never begun.
 
-Everything is decided on the opened file (owner, kind, links), under both locks, with the
+Everything is decided on the opened file (owner, kind, links), under its locks, with the
 recipient's own rights; the broker has taken them before.
 """
 
@@ -36,18 +36,21 @@ def append(
     size: int,
     deadline: float,
     notes: list[str],
+    *,
+    takes_flock: bool = False,
 ) -> Outcome:
     """Append `prefix` and the text to `mailbox`, which `uid` owns or will own.
 
     `prefix` is the From_ line and the header lines that we add, `text_fd` holds `size`
     bytes of text with LF line ends and mboxrd quoting, `deadline` (time.monotonic()) ends
-    the wait for the locks, `mode` is a new mailbox's. 250 means that the message is on
-    disk; after anything else the mailbox is as before (design, decision 3). What was
-    repaired on the way is added to `notes`, for the log.
+    the wait for the locks, which are three with `takes_flock`; `mode` is a new mailbox's.
+    250 means that the message is on disk; after anything else the mailbox is as before
+    (design, decision 3). What was repaired on the way is added to `notes`, for the log.
     """
     opener = _Opener(mailbox, uid, mode)
     from_line = prefix[: prefix.find(b"\n") + 1]
-    lock = acquire(mailbox, opener.open, (from_line, len(prefix) + size), deadline, notes)
+    message = (from_line, len(prefix) + size)
+    lock = acquire(mailbox, opener.open, message, deadline, notes, takes_flock=takes_flock)
     if isinstance(lock, Outcome):
         return lock
     try:
