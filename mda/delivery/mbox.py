@@ -79,11 +79,17 @@ class _Opener:
         try:
             try:
                 # Without O_CREAT first: fs.protected_regular forbids it in a sticky spool.
-                return os.open(name, _FLAGS, dir_fd=dir_fd)
+                fd = os.open(name, _FLAGS, dir_fd=dir_fd)
             except FileNotFoundError:
                 return self._create(dir_fd, name)
         except OSError as error:
             return _explain(error, self._mailbox, (dir_fd, name), self._uid)
+        # Before the locks, since what a dead delivery left is repaired on the way to them.
+        refusal = _refuse(self._mailbox, os.fstat(fd), self._uid)
+        if refusal is None:
+            return fd
+        os.close(fd)
+        return refusal
 
     def _create(self, dir_fd: int, name: str) -> int:
         try:

@@ -255,6 +255,23 @@ def test_what_is_no_plain_mailbox_is_refused_untouched(box: Path, kind: str) -> 
     assert sorted(os.listdir(box.parent)) == ["alice", "other"]
 
 
+@pytest.mark.parametrize("kind", ["hard link", "owner"])
+def test_false_record_cuts_nothing_off_a_mailbox_that_is_refused(box: Path, kind: str) -> None:
+    other = box.with_name("other")
+    other.write_bytes(OLD + PREFIX + TEXT)
+    if kind == "hard link":
+        box.hardlink_to(other)
+    else:
+        other.rename(box)
+        os.chown(box, NOBODY, 0)
+    status = box.stat()
+    file = (status.st_dev, status.st_ino)
+    record = lock.Record(1 << 30, b"1", b"earlier", file, len(OLD), 10_000, b"From ")
+    box.with_name("alice.lock").write_bytes(record.format())
+    assert append(box).enhanced == "4.2.0"
+    assert box.read_bytes() == OLD + PREFIX + TEXT
+
+
 def test_missing_directory_is_a_temporary_failure(box: Path) -> None:
     assert append(box / "below") == Outcome(
         451, "4.3.0", "Local error (opening the mailbox's directory: ENOENT)"
