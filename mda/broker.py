@@ -18,16 +18,16 @@ import time
 
 from mda import log, wire
 from mda.config import is_maildir, mailbox_folder, mailbox_mode_for
-from mda.model import VERBS, Outcome, classify_os_error
+from mda.model import VERBS, Outcome, Peer, classify_os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import NoReturn
 
     from mda.config import Config
-    from mda.model import Account, Peer
+    from mda.model import Account
     from mda.terminal.sessions import Terminal
 
     Session = Callable[[wire.Broker], int]
@@ -40,6 +40,8 @@ _MOST_ACCOUNTS = 1000
 _MOST_ROWS = 400
 _NO_TERMINALS = Outcome(451, "4.3.5", "Terminals cannot be written to on this host")
 _LATEST_DEADLINE = 1 << 60
+_REPAIR_SECONDS = 60
+_REPAIR_SECONDS_EACH = 5
 
 
 class SetupError(Exception):
@@ -274,7 +276,7 @@ def preload() -> None:
     import psutil  # noqa: F401
 
     from mda.delivery import deliver, maildir, mbox  # noqa: F401
-    from mda.recipients import fullname, resolve  # noqa: F401
+    from mda.recipients import fullname, listing, resolve  # noqa: F401
     from mda.terminal import sessions, tty  # noqa: F401
 
 
@@ -292,6 +294,7 @@ class Answers:
         self._fullname = fullname
         self._run = deliver.run
         self._append = mbox.append
+        self._repair = mbox.repair
         self._resolve = resolve.resolve
         self._sessions = sessions
         self._tty = tty
@@ -488,6 +491,16 @@ class Answers:
             for note in notes:
                 log.write("mailbox", log.WARNING, user=account.user, note=note)
 
+    def repair(self, account: Account, deadline: float, notes: list[str]) -> Outcome | None:
+        """Undo what a killed delivery left in the mailbox; an outcome says why not."""
+        flock = self._config.delivery.flock
+        try:
+            with self._as_recipient(account):
+                place = (account.mailbox, account.uid)
+                return self._repair(*place, deadline, notes, takes_flock=flock)
+        except OSError as error:
+            return classify_os_error(error, "repairing the mailbox")
+
     def _as_recipient(self, account: Account) -> Acting:
         """The user's uid: with the user's groups at home, with the spool's in the spool.
 
@@ -532,6 +545,36 @@ class Answers:
             if (user := _name_of(uid))
         ]
         return Outcome(250, "2.0.0", f"{len(lines[:_MOST_ROWS])} terminals"), lines[:_MOST_ROWS]
+
+
+def repair_mailboxes(
+    config: Config, identities: Identities
+) -> Iterator[tuple[Account, list[str], Outcome | None]]:
+    """Undo what killed deliveries left in mailboxes, as far as a minute goes.
+
+    Yields whose mailbox it was, what was done, and why there is more to do. Every mailbox
+    is repaired by the next delivery to it at the latest. Raises OSError.
+    """
+    from mda.recipients import listing
+
+    if is_maildir(config):
+        return
+    answers = Answers(config, Peer("stream"), identities)
+    recipients = config.recipients
+    accounts = listing.list_locked(
+        config.delivery.mailbox,
+        uid_range=(recipients.uid_min, recipients.uid_max),
+        postmaster=recipients.postmaster,
+        only_uid=identities.only_uid,
+    )
+    until = time.monotonic() + _REPAIR_SECONDS
+    for account in accounts:
+        notes: list[str] = []
+        failure = answers.repair(account, time.monotonic() + _REPAIR_SECONDS_EACH, notes)
+        if notes or failure is not None:
+            yield account, notes, failure
+        if time.monotonic() > until:
+            return
 
 
 def _is_sealed(fd: int) -> bool:

@@ -14,6 +14,7 @@ import stat
 
 import click
 
+from mda import broker
 from mda.cli.install import (
     FILES,
     MANIFEST,
@@ -87,6 +88,7 @@ def check_host(config_file: str) -> Iterator[Finding]:
     yield from check_names(config)
     yield from check_accounts(config)
     yield from check_mail_spool(config)
+    yield from check_mailboxes(config)
     yield from check_own_spool(config)
     yield from check_program()
     yield from check_installation()
@@ -179,6 +181,27 @@ def check_mail_spool(config: Config) -> Iterator[Finding]:
         yield Finding(f"{folder}: its group cannot write, so no mail can be delivered", remedy)
     elif status.st_uid != 0:
         yield Finding(f"{folder}: belongs to {status.st_uid}, not to root", remedy)
+
+
+def check_mailboxes(config: Config) -> Iterator[Finding]:
+    """What a killed delivery has left in a mailbox is taken away, and that is said."""
+    if os.geteuid() != 0:
+        return
+    try:
+        repaired = broker.repair_mailboxes(config, broker.Identities(config))
+        for account, notes, failure in repaired:
+            for note in notes:
+                click.echo(f"{account.mailbox}: {note}")
+            if failure is not None:
+                yield Finding(
+                    f"{account.mailbox}: a delivery was killed, and cannot be undone now: "
+                    f"{failure.text}",
+                    "mda check, once more, when that is mended",
+                )
+    except broker.SetupError:
+        return  # the accounts have been checked
+    except OSError as error:
+        yield Finding(f"mailboxes cannot be listed: {error.strerror}", "mda check, once more")
 
 
 def check_own_spool(config: Config) -> Iterator[Finding]:

@@ -8,8 +8,8 @@ Where it is asked for, flock(2) comes between the two.
 
 A dotlock of ours holds three lines: the PID, as liblockfile and procmail read it; `mda1`,
 the process's start time, the boot, the mailbox's device and inode, its size before the
-message and the message's size; and the message's From_ line. From that the next delivery
-undoes an append that a kill cut short (design, decision 3).
+message and the message's size; and the message's From_ line. From that the next delivery,
+or a repair, undoes an append that a kill cut short (design, decision 3).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     OpenMailbox = Callable[[int, str], int | Outcome]
 
+DOTLOCK_SUFFIX = ".lock"
 # liblockfile's and sendmail's age; younger foreign locks may well be alive.
 FOREIGN_LOCK_SECONDS = 300
 # maildrop breaks locks that were not touched for 60 s.
@@ -167,6 +168,11 @@ def _own_stamp() -> tuple[bytes, bytes]:
     return _stamp
 
 
+def dotlock_name(mailbox: str) -> str:
+    """What the dotlock of a mailbox of this name is called."""
+    return mailbox + DOTLOCK_SUFFIX
+
+
 class MailboxLock:
     """An mbox mailbox, held open under its locks.
 
@@ -204,7 +210,7 @@ class MailboxLock:
     @property
     def dotlock_name(self) -> str:
         """The dotlock's name in the mailbox's directory."""
-        return self.name + ".lock"
+        return dotlock_name(self.name)
 
     def hold_dotlock(self, fd: int) -> None:
         """Take over the descriptor of the dotlock that was just created."""
@@ -283,6 +289,23 @@ def acquire(
         return lock
     lock.release()
     return failure
+
+
+def is_left_by_dead(mailbox: str) -> bool:
+    """Does a dotlock of the caller's own user say that a delivery to `mailbox` was killed?
+
+    A look without a lock, for whoever wants to repair: `acquire` decides and does it.
+    """
+    directory, name = os.path.split(mailbox)
+    dir_fd = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        status, text = _read_dotlock(dir_fd, dotlock_name(name))
+    finally:
+        os.close(dir_fd)
+    record = parse_record(text)
+    if status is None or status.st_uid != os.geteuid() or record is None:
+        return False
+    return has_died(record.pid, record.start, record.boot)
 
 
 def _wait_for_all(
@@ -452,7 +475,7 @@ def _clear_dead_dotlock(lock: MailboxLock) -> str | None:
 
     Called with the fcntl lock held. The text names the lock that stays, and its PID.
     """
-    status, text = _read_dotlock(lock)
+    status, text = _read_dotlock(lock.dir_fd, lock.dotlock_name)
     if status is None:
         return None
     pid = parse_pid(text)
@@ -462,7 +485,7 @@ def _clear_dead_dotlock(lock: MailboxLock) -> str | None:
         _undo_half_message(lock, record)
     elif not _is_stale(status, pid, record):
         return shown
-    now_there, _ = _read_dotlock(lock)
+    now_there, _ = _read_dotlock(lock.dir_fd, lock.dotlock_name)
     if now_there is None:
         return None
     if not _is_same_lock(now_there, status):
@@ -475,18 +498,17 @@ def _clear_dead_dotlock(lock: MailboxLock) -> str | None:
     return None
 
 
-def _read_dotlock(lock: MailboxLock) -> tuple[os.stat_result | None, bytes]:
+def _read_dotlock(dir_fd: int, name: str) -> tuple[os.stat_result | None, bytes]:
     """What is there under the dotlock's name, and its text as far as we may read it."""
-    name = lock.dotlock_name
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        status = os.stat(name, dir_fd=lock.dir_fd, follow_symlinks=False)
+        status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return None, b""
     if not stat.S_ISREG(status.st_mode):
         return status, b""
     try:
-        fd = os.open(name, flags, dir_fd=lock.dir_fd)
+        fd = os.open(name, flags, dir_fd=dir_fd)
     except FileNotFoundError:
         return None, b""
     except OSError:

@@ -11,10 +11,12 @@ import os
 import pwd
 import stat
 
-from mda.delivery.lock import MailboxLock, acquire, printable
+from mda.delivery.lock import MailboxLock, acquire, is_left_by_dead, printable
 from mda.model import Outcome, classify_os_error
 
 _BLOCK = 128 * 1024
+# What the dotlock of a repair says of its message: nothing of it can be half there.
+_NO_MESSAGE = (b"From \n", 0)
 # O_NOATIME, since a mailbox read after its last change has no new mail for the shells.
 _FLAGS = (
     os.O_RDWR
@@ -63,12 +65,37 @@ def append(
         lock.release()
 
 
+def repair(
+    mailbox: str, uid: int, deadline: float, notes: list[str], *, takes_flock: bool = False
+) -> Outcome | None:
+    """Undo what a killed delivery left half done in `mailbox`, which `uid` owns.
+
+    None says that there is nothing more to undo, an outcome why that could not be done
+    now. What was repaired is added to `notes`.
+    """
+    try:
+        if not is_left_by_dead(mailbox):
+            return None
+    except OSError:
+        # Where nothing can be looked at, nothing was delivered either.
+        return None
+    opener = _Opener(mailbox, uid, None)
+    lock = acquire(mailbox, opener.open, _NO_MESSAGE, deadline, notes, takes_flock=takes_flock)
+    if isinstance(lock, Outcome):
+        return lock
+    lock.release()
+    return None
+
+
 class _Opener:
-    """Opens the mailbox, or creates it; remembers that it did so."""
+    """Opens the mailbox, or creates it with `mode`; remembers that it did so.
+
+    Without a mode it creates nothing.
+    """
 
     __slots__ = ("_mailbox", "_mode", "_uid", "has_created")
 
-    def __init__(self, mailbox: str, uid: int, mode: int) -> None:
+    def __init__(self, mailbox: str, uid: int, mode: int | None) -> None:
         self._mailbox = mailbox
         self._uid = uid
         self._mode = mode
@@ -81,7 +108,9 @@ class _Opener:
                 # Without O_CREAT first: fs.protected_regular forbids it in a sticky spool.
                 fd = os.open(name, _FLAGS, dir_fd=dir_fd)
             except FileNotFoundError:
-                return self._create(dir_fd, name)
+                if self._mode is None:
+                    raise
+                return self._create(dir_fd, name, self._mode)
         except OSError as error:
             return _explain(error, self._mailbox, (dir_fd, name), self._uid)
         # Before the locks, since what a dead delivery left is repaired on the way to them.
@@ -91,13 +120,13 @@ class _Opener:
         os.close(fd)
         return refusal
 
-    def _create(self, dir_fd: int, name: str) -> int:
+    def _create(self, dir_fd: int, name: str, mode: int) -> int:
         try:
             fd = os.open(name, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=dir_fd)
         except FileExistsError:
             return os.open(name, _FLAGS, dir_fd=dir_fd)
         self.has_created = True
-        os.fchmod(fd, self._mode)
+        os.fchmod(fd, mode)
         return fd
 
 

@@ -294,6 +294,7 @@ class Master:
         for fd, each in self._listening.items():
             each.socket.setblocking(False)
             poll.register(fd, select.POLLIN)
+        self._start_repair()
         while not self._is_stopping:
             for fd, _ in poll.poll():
                 if fd == self._wake_fd:
@@ -403,6 +404,32 @@ class Master:
             status = 0
         except Exception:  # noqa: BLE001 (the outermost of this process)
             log.write_traceback("broker")
+        finally:
+            os._exit(status)
+
+    def _start_repair(self) -> None:
+        """Mend what killed deliveries have left, while the first clients are served."""
+        try:
+            if os.fork() == 0:
+                self._be_repairer()
+        except OSError as error:
+            log.write("fork", log.ERROR, error=str(error))
+
+    def _be_repairer(self) -> NoReturn:
+        status = broker.TEMPORARY_FAILURE
+        try:
+            signal.set_wakeup_fd(-1)
+            # It may be killed at any moment: who comes next repairs that too.
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            broker.keep_only(2)
+            broker.leave_client()
+            for account, notes, failure in broker.repair_mailboxes(self._config, self._identities):
+                for note in [*notes, *([failure.text] if failure else [])]:
+                    log.write("mailbox", log.WARNING, user=account.user, note=note)
+            status = 0
+        except Exception:  # noqa: BLE001 (the outermost of this process)
+            log.write_traceback("repair")
         finally:
             os._exit(status)
 

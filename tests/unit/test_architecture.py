@@ -37,6 +37,7 @@ SESSION_COLUMN = [
 BROKER_COLUMN = [
     "broker",
     "recipients.fullname",
+    "recipients.listing",
     "recipients.resolve",
     "recipients.passwd",
     "delivery.deliver",
