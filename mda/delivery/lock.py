@@ -337,17 +337,17 @@ def _try_all(
     if missed is not None:
         return missed
     # Somebody with only the dotlock may have written, or renamed, just before we had it.
-    if os.fstat(lock.fd).st_size != lock.status.st_size or not _is_still_named(lock):
+    if not _is_as_found(lock):
         return f"{lock.name}, changing under us"
     return None
 
 
-def _is_still_named(lock: MailboxLock) -> bool:
+def _is_as_found(lock: MailboxLock) -> bool:
     try:
         named = os.stat(lock.name, dir_fd=lock.dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return os.path.samestat(named, lock.status)
+    return os.path.samestat(named, lock.status) and named.st_size == lock.status.st_size
 
 
 def _lock_file(lock: MailboxLock) -> str | None:
