@@ -15,6 +15,8 @@ from mda.delivery.lock import MailboxLock, acquire, is_left_by_dead, printable
 from mda.model import Outcome, classify_os_error
 
 _BLOCK = 128 * 1024
+# The dotlock is touched between blocks; no wait for the disk in between may be long.
+_SYNC_EVERY = 128 * _BLOCK
 # What the dotlock of a repair says of its message: nothing of it can be half there.
 _NO_MESSAGE = (b"From \n", 0)
 # O_NOATIME, since a mailbox read after its last change has no new mail for the shells.
@@ -208,6 +210,8 @@ def _write_message(lock: MailboxLock, head: bytes, text_fd: int, size: int) -> N
             if not block:
                 raise OSError(errno.EIO, "text cut short")
             _write_whole(lock.fd, [head, block])
+            if at % _SYNC_EVERY == 0:
+                os.fdatasync(lock.fd)
         else:
             last = block or head
             _write_whole(lock.fd, [head, block, b"\n" if last.endswith(b"\n") else b"\n\n"])
