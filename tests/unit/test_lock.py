@@ -603,23 +603,6 @@ def test_mailbox_that_is_renamed_meanwhile_is_opened_again(
     held.release()
 
 
-def test_dotlock_and_lockfile_programs_interlock_with_ours(spool: Path, dotlock: Path) -> None:
-    takers = [
-        [program, *arguments, str(dotlock)]
-        for program, arguments in (("dotlockfile", ["-l", "-r", "0"]), ("lockfile", ["-r", "0"]))
-        if shutil.which(program)
-    ]
-    if not takers:
-        pytest.skip("neither dotlockfile nor lockfile is installed")
-    for taker in takers:
-        held = must_acquire(spool)
-        assert subprocess.run(taker, capture_output=True).returncode != 0
-        held.release()
-        assert subprocess.run(taker, capture_output=True).returncode == 0
-        must_miss(spool)
-        dotlock.unlink()
-
-
 def test_mail_that_came_just_before_our_dotlock_starts_over(
     spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

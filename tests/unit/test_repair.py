@@ -132,6 +132,17 @@ def test_kill_in_the_middle_of_50_mib_is_undone(
     assert os.listdir(box.parent) == ["alice"]
 
 
+def test_next_delivery_after_a_kill_finds_no_half_message(sandbox: Sandbox, box: Path) -> None:
+    kill_in_the_middle(sandbox, box)
+    command = [*start_command(), "deliver", "-f", "carol@example.org", "-d", "alice"]
+    assert sandbox.run(command, input=b"Subject: next\n\nnext\n").returncode == 0
+    stored = box.read_bytes()
+    assert stored.startswith(OLD + b"From carol@example.org ")
+    assert stored.endswith(b"Subject: next\n\nnext\n\n")
+    assert stored.count(b"From ") == 2
+    assert os.listdir(box.parent) == ["alice"]
+
+
 def test_everybodys_mailbox_is_repaired_postmasters_too(sandbox: Sandbox, spool: Path) -> None:
     for user in ("alice", "carol"):
         tear(spool / user, user)
