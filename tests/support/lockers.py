@@ -18,7 +18,7 @@ _MAIL = "8"
 _PYTHON = """
 import mailbox, os, sys, time
 path = os.environ["BOX"]
-for _ in range(3000):
+for _ in range(300):
     box = mailbox.mbox(path, create=False)
     try:
         box.lock()
@@ -29,7 +29,7 @@ for _ in range(3000):
             break
         box.unlock()
     box.close()
-    time.sleep(0.01)
+    time.sleep(0.1)
 else:
     sys.exit("locked for too long")
 if sys.argv[1] == "append":
@@ -39,11 +39,6 @@ else:
         if b"\\nSubject: chaff\\n" in b"\\n" + box.get_bytes(key)[:1000]:
             box.remove(key)
 box.close()
-"""
-_S_NAIL_APPEND = """
-message=$(mktemp) && cat >"$message" &&
-s-nail -n -# -Y "copy * $BOX" -Y xit -f "$message" | grep -q Appended
-status=$?; rm "$message"; exit $status
 """
 # As a person's session with the mailbox of the system: of another file it rewrites, it
 # would lose what has come since it looked.
@@ -82,9 +77,14 @@ class Locker:
         self._gid = gid or str(UIDS["alice"])
 
     @property
-    def configuration(self) -> str:
-        """What our own configuration must say for its sake."""
-        return "[delivery]\nflock = true\n" if self.locks == ["flock"] else ""
+    def takes_only_flock(self) -> bool:
+        """Does it know no lock that ours takes by default?"""
+        return self.locks == ["flock"]
+
+    def configuration(self, lock_seconds: int) -> str:
+        """Ours, for a mailbox that this program writes to as well."""
+        flock = str(self.takes_only_flock).lower()
+        return f"[delivery]\nlock_seconds = {lock_seconds}\nflock = {flock}\n"
 
     def command(self, sandbox: Sandbox, script: str) -> list[str]:
         """How a script of this program's is run."""
@@ -103,11 +103,12 @@ def _python(what: str) -> str:
     return f"{sys.executable} -I -c '{_PYTHON}' {what}"
 
 
+_DOTLOCKFILE = (
+    'dotlockfile -l -p -r 60 -i 1 "$BOX.lock" && cat >>"$BOX" && dotlockfile -u "$BOX.lock"'
+)
+
 LOCKERS = {
-    "dotlockfile": Locker(
-        "dotlock",
-        'dotlockfile -l -p -r 60 -i 1 "$BOX.lock" && cat >>"$BOX" && dotlockfile -u "$BOX.lock"',
-    ),
+    "dotlockfile": Locker("dotlock", _DOTLOCKFILE),
     "lockfile": Locker("dotlock", 'lockfile -1 -r 60 -ml && cat >>"$BOX" && lockfile -mu'),
     "mutt_dotlock": Locker(
         "dotlock", 'mutt_dotlock -p -r 60 "$BOX" && cat >>"$BOX" && mutt_dotlock -u -p "$BOX"'
@@ -132,12 +133,7 @@ LOCKERS = {
         deleters=4,
         holds=False,
     ),
-    # Two sessions of it at a time undo what the other has deleted, whoever else writes.
-    "s-nail": Locker(
-        "fcntl dotlock",
-        _S_NAIL_APPEND,
-        _S_NAIL_DELETE,
-        deleters=1,
-        holds=False,
-    ),
+    # Only reads and deletes here, and once at a time: it appends without a lock where two
+    # seconds do not bring one, and two sessions of it undo what the other has deleted.
+    "s-nail": Locker("fcntl dotlock", _DOTLOCKFILE, _S_NAIL_DELETE, deleters=1, holds=False),
 }

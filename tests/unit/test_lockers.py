@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,7 @@ def box(sandbox: Sandbox) -> Path:
 
 
 def deliver(sandbox: Sandbox, locker: Locker) -> subprocess.CompletedProcess[bytes]:
-    config = locker.configuration or "[delivery]\n"
-    file = sandbox.configure(config + "lock_seconds = 1\n")
+    file = sandbox.configure(locker.configuration(lock_seconds=1))
     command = [*start_command(), "deliver", "-f", "bob@example.org", "-d", "alice"]
     return sandbox.run([*command, "--config", file], input=b"Subject: ours\n\nours\n")
 
@@ -60,32 +61,61 @@ def test_we_keep_out_of_a_mailbox_that_another_program_holds(
     assert box.read_bytes().startswith(THEIRS + b"From bob@example.org ")
 
 
+@contextlib.contextmanager
+def held_by_us(box: Path, locker: Locker) -> Iterator[None]:
+    """The mailbox under our locks, in this process."""
+    message = (FROM_LINE, 100)
+    flock = locker.takes_only_flock
+    held = lock.acquire(str(box), open_existing, message, time.monotonic(), [], takes_flock=flock)
+    assert isinstance(held, lock.MailboxLock)
+    yield
+    held.release()
+
+
 @pytest.mark.parametrize("name", LOCKERS)
-def test_another_program_keeps_out_of_a_mailbox_that_we_hold(
+def test_another_program_appends_nothing_while_we_hold_the_mailbox(
     sandbox: Sandbox, box: Path, name: str
 ) -> None:
     locker = LOCKERS[name]
-    takes_flock = bool(locker.configuration)
-    held = lock.acquire(
-        str(box), open_existing, (FROM_LINE, 100), time.monotonic(), [], takes_flock=takes_flock
-    )
-    assert isinstance(held, lock.MailboxLock)
-    with subprocess.Popen(
-        locker.command(sandbox, locker.append),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as program:
-        assert program.stdin is not None
-        program.stdin.write(THEIRS)
-        program.stdin.close()
+    with held_by_us(box, locker):
+        program = start(sandbox, locker, locker.append, THEIRS)
         # Long enough for what does not wait to have written.
         time.sleep(0.7)
         assert program.poll() is None
-        assert os.fstat(held.fd).st_size == 0
-        held.release()
-    assert program.returncode == 0
+        assert box.stat().st_size == 0
+    assert program.wait(30) == 0
     assert b"Subject: theirs\n" in box.read_bytes()
+
+
+@pytest.mark.parametrize("name", [name for name, locker in LOCKERS.items() if locker.delete])
+def test_reader_deletes_nothing_while_we_hold_the_mailbox(
+    sandbox: Sandbox, box: Path, name: str
+) -> None:
+    locker = LOCKERS[name]
+    chaff = FROM_LINE + b"Subject: chaff\n\nchaff\n\n"
+    box.write_bytes(chaff + THEIRS)
+    with held_by_us(box, locker):
+        program = start(sandbox, locker, locker.delete)
+        time.sleep(0.7)
+        assert program.poll() is None
+        assert box.read_bytes() == chaff + THEIRS
+    assert program.wait(30) == 0
+    assert b"chaff" not in box.read_bytes()
+    assert b"Subject: theirs\n" in box.read_bytes()
+
+
+def start(
+    sandbox: Sandbox, locker: Locker, script: str, text: bytes = b""
+) -> subprocess.Popen[bytes]:
+    """Start a script of another program's on its standard input."""
+    quiet = subprocess.DEVNULL
+    program = subprocess.Popen(
+        locker.command(sandbox, script), stdin=subprocess.PIPE, stdout=quiet, stderr=quiet
+    )
+    assert program.stdin is not None
+    program.stdin.write(text)
+    program.stdin.close()
+    return program
 
 
 def open_existing(dir_fd: int, name: str) -> int | Outcome:
