@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mda.terminal.sessions import Terminal
 
     Session = Callable[[wire.Broker], int]
+    Report = Callable[[Account, list[str], Outcome | None], None]
 
 SESSION_USER = "mda-net"
 SPOOL_USER = "mda"
@@ -42,6 +43,8 @@ _NO_TERMINALS = Outcome(451, "4.3.5", "Terminals cannot be written to on this ho
 _LATEST_DEADLINE = 1 << 60
 _REPAIR_SECONDS = 60
 _REPAIR_SECONDS_EACH = 5
+# A user's own file system may hang for ever.
+_REPAIR_HANGS_AFTER = 75
 
 
 class SetupError(Exception):
@@ -547,14 +550,36 @@ class Answers:
         return Outcome(250, "2.0.0", f"{len(lines[:_MOST_ROWS])} terminals"), lines[:_MOST_ROWS]
 
 
-def repair_mailboxes(
+def start_repair(
+    config: Config, identities: Identities, prepare: Callable[[], None], report: Report
+) -> int:
+    """Fork a process that undoes what killed deliveries left in mailboxes; its pid.
+
+    There it calls `prepare`, and `report` with each mailbox's account, what was done, and
+    why there is more to do. It may be killed at any moment, as it is where a file system
+    hangs: the next delivery to a mailbox repairs that at the latest. Raises OSError.
+    """
+    pid = os.fork()
+    if pid != 0:
+        return pid
+    status = TEMPORARY_FAILURE
+    try:
+        for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGCHLD):
+            _signal.signal(number, _signal.SIG_DFL)
+        _signal.alarm(_REPAIR_HANGS_AFTER)
+        prepare()
+        for repaired in _repair_mailboxes(config, identities):
+            report(*repaired)
+        status = 0
+    except Exception:  # noqa: BLE001 (the outermost of this process)
+        log.write_traceback("repair")
+    finally:
+        os._exit(status)
+
+
+def _repair_mailboxes(
     config: Config, identities: Identities
 ) -> Iterator[tuple[Account, list[str], Outcome | None]]:
-    """Undo what killed deliveries left in mailboxes, as far as a minute goes.
-
-    Yields whose mailbox it was, what was done, and why there is more to do. Every mailbox
-    is repaired by the next delivery to it at the latest. Raises OSError.
-    """
     from mda.recipients import listing
 
     if is_maildir(config):

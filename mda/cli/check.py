@@ -48,6 +48,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mda.model import Account, Outcome
+
 PATIENCE = 10  # seconds for a greeting: above the start of an interpreter on a busy host
 INSTALL = "mda install --now"
 
@@ -188,20 +190,25 @@ def check_mailboxes(config: Config) -> Iterator[Finding]:
     if os.geteuid() != 0:
         return
     try:
-        repaired = broker.repair_mailboxes(config, broker.Identities(config))
-        for account, notes, failure in repaired:
-            for note in notes:
-                click.echo(f"{account.mailbox}: {note}")
-            if failure is not None:
-                yield Finding(
-                    f"{account.mailbox}: a delivery was killed, and cannot be undone now: "
-                    f"{failure.text}",
-                    "mda check, once more, when that is mended",
-                )
+        identities = broker.Identities(config)
     except broker.SetupError:
         return  # the accounts have been checked
-    except OSError as error:
-        yield Finding(f"mailboxes cannot be listed: {error.strerror}", "mda check, once more")
+    reading, writing = os.pipe()
+
+    def report(account: Account, notes: list[str], failure: Outcome | None) -> None:
+        for note in notes:
+            click.echo(f"{account.mailbox}: {note}")
+        if failure is not None:
+            os.write(writing, os.fsencode(f"{account.mailbox}: {failure.text}\n"))
+
+    pid = broker.start_repair(config, identities, lambda: os.close(reading), report)
+    os.close(writing)
+    with open(reading, encoding="utf-8", errors="replace") as failures:
+        for failure in failures:
+            what = f"a delivery was killed, and cannot be undone now: {failure.strip()}"
+            yield Finding(what, "mda check, once more, when that is mended")
+    if os.waitpid(pid, 0)[1] != 0:
+        yield Finding("not every mailbox could be looked at", "journalctl -t mda may say why")
 
 
 def check_own_spool(config: Config) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ nursery, with everything loaded that parses, forks the sessions, and each of the
 the session user before it reads an octet. So a broker has never loaded what a session
 needs (design, decision 1), and no connection pays for an import. The nursery itself keeps
 root's uid and reads nothing but what the master says, so that no session can stop it.
+For a moment after the start there is one more, which undoes what killed deliveries left.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from mda.config import Config
+    from mda.model import Account, Outcome
     from mda.receiver.replies import Reason
 
 _BACKLOG = 512
@@ -265,6 +267,18 @@ def unpack_peer(row: bytes) -> tuple[Peer, bool]:
     return peer, protocol == b"lmtp"
 
 
+def _leave_everything() -> None:
+    """In a child of the master's: hold none of its sockets, write to none of its pipes."""
+    signal.set_wakeup_fd(-1)
+    broker.keep_only(2)
+    broker.leave_client()
+
+
+def _log_repair(account: Account, notes: list[str], failure: Outcome | None) -> None:
+    for note in [*notes, *([failure.text] if failure else [])]:
+        log.write("mailbox", log.WARNING, user=account.user, note=note)
+
+
 class Master:
     """Accepts, counts, forks brokers, and hands clients to the nursery."""
 
@@ -410,28 +424,9 @@ class Master:
     def _start_repair(self) -> None:
         """Mend what killed deliveries have left, while the first clients are served."""
         try:
-            if os.fork() == 0:
-                self._be_repairer()
+            broker.start_repair(self._config, self._identities, _leave_everything, _log_repair)
         except OSError as error:
             log.write("fork", log.ERROR, error=str(error))
-
-    def _be_repairer(self) -> NoReturn:
-        status = broker.TEMPORARY_FAILURE
-        try:
-            signal.set_wakeup_fd(-1)
-            # It may be killed at any moment: who comes next repairs that too.
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
-            broker.keep_only(2)
-            broker.leave_client()
-            for account, notes, failure in broker.repair_mailboxes(self._config, self._identities):
-                for note in [*notes, *([failure.text] if failure else [])]:
-                    log.write("mailbox", log.WARNING, user=account.user, note=note)
-            status = 0
-        except Exception:  # noqa: BLE001 (the outermost of this process)
-            log.write_traceback("repair")
-        finally:
-            os._exit(status)
 
     def _stop(self) -> None:
         """No new connections; each delivery in hand is finished and answered."""

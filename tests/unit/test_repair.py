@@ -26,26 +26,31 @@ OLD = b"From old@example.org Tue Jan  6 09:00:00 2026\nSubject: old\n\nold\n\n"
 FROM_LINE = b"From bob@example.org Tue Jan  6 10:00:00 2026\n"
 HALF = FROM_LINE + b"Subject: half\n\nhalf of"
 CHECK = """
-import sys
+import sys, time
 sys.path.append(sys.argv[1])
-from mda import broker
+from mda import broker, log
 from mda.cli import check
 from mda.config import load
+from mda.recipients import listing
+log.open_log(may_use_stderr=True)
 broker._REPAIR_SECONDS_EACH = float(sys.argv[3])
 broker._REPAIR_SECONDS = float(sys.argv[4])
+if sys.argv[5] == "hangs":
+    broker._REPAIR_HANGS_AFTER = 1
+    listing.list_locked = lambda *_, **__: time.sleep(600)
 for finding in check.check_mailboxes(load(sys.argv[2])):
     print(finding.what)
 """
 
 
 def check_mailboxes(
-    sandbox: Sandbox, config: str = "", *, patience: float = 5, limit: float = 60
+    sandbox: Sandbox, config: str = "", *, patience: float = 5, limit: float = 60, disk: str = ""
 ) -> list[str]:
     """What the part of `mda check` that is about mailboxes says, as root inside."""
     assert SPEC is not None
     assert SPEC.origin is not None
     package = str(Path(SPEC.origin).parent.parent)
-    arguments = [package, sandbox.configure(config), str(patience), str(limit)]
+    arguments = [package, sandbox.configure(config), str(patience), str(limit), disk]
     done = sandbox.run([*start_command()[:-1], "-c", CHECK, *arguments])
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode().splitlines()
@@ -197,7 +202,7 @@ def test_mailbox_that_is_locked_is_left_and_found(sandbox: Sandbox, box: Path) -
         fcntl.lockf(held, fcntl.LOCK_EX)
         said = check_mailboxes(sandbox, patience=0)
     reason = f"Mailbox is locked (alice, PID {os.getpid()})"
-    start = "/var/mail/alice: a delivery was killed, and cannot be undone now: "
+    start = "a delivery was killed, and cannot be undone now: /var/mail/alice: "
     assert said == [start + reason]
     assert box.read_bytes() == OLD + HALF
     assert check_mailboxes(sandbox) == said_of("/var/mail/alice")
@@ -317,7 +322,13 @@ def test_maildirs_are_not_looked_at(sandbox: Sandbox, box: Path) -> None:
 
 def test_spool_that_is_missing_is_a_finding(sandbox: Sandbox) -> None:
     said = check_mailboxes(sandbox, '[delivery]\nmailbox = "/nonexistent/{user}"\n')
-    assert said == ["mailboxes cannot be listed: No such file or directory"]
+    assert said == ["not every mailbox could be looked at"]
+
+
+def test_file_system_that_hangs_does_not_hold_up_the_check(sandbox: Sandbox, box: Path) -> None:
+    tear(box, "alice")
+    assert check_mailboxes(sandbox, disk="hangs") == ["not every mailbox could be looked at"]
+    assert check_mailboxes(sandbox) == said_of("/var/mail/alice")
 
 
 def list_locked(mailbox: str, only_uid: int | None = None) -> list[str]:
