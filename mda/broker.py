@@ -485,9 +485,8 @@ class Answers:
                 if is_maildir(self._config):
                     return self._maildir.deliver(*place, prefix, *text, notes)
                 mode = mailbox_mode_for(self._config)
-                how = (deadline, notes)
                 flock = self._config.delivery.flock
-                return self._append(*place, mode, prefix, *text, *how, takes_flock=flock)
+                return self._append(*place, mode, prefix, *text, deadline, notes, takes_flock=flock)
         except OSError as error:
             return classify_os_error(error, "delivering")
         finally:

@@ -43,6 +43,7 @@ from mda.config import (
     mailbox_folder,
     official_name,
 )
+from mda.delivery.lock import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -196,14 +197,15 @@ def check_mailboxes(config: Config) -> Iterator[Finding]:
     reading, writing = os.pipe()
 
     def report(account: Account, notes: list[str], failure: Outcome | None) -> None:
+        mailbox = printable(account.mailbox)
         for note in notes:
-            click.echo(f"{account.mailbox}: {note}")
+            click.echo(f"{mailbox}: {note}")
         if failure is not None:
-            os.write(writing, os.fsencode(f"{account.mailbox}: {failure.text}\n"))
+            os.write(writing, f"{mailbox}: {failure.text}\n".encode())
 
     pid = broker.start_repair(config, identities, lambda: os.close(reading), report)
     os.close(writing)
-    with open(reading, encoding="utf-8", errors="replace") as failures:
+    with open(reading, encoding="ascii") as failures:
         for failure in failures:
             what = f"a delivery was killed, and cannot be undone now: {failure.strip()}"
             yield Finding(what, "mda check, once more, when that is mended")
