@@ -17,20 +17,21 @@ import resource
 import time
 
 from mda import log, wire
-from mda.config import mailbox_folder, mailbox_mode_for, official_name
-from mda.model import VERBS, Outcome, Target, classify_os_error
+from mda.config import is_maildir, mailbox_folder, mailbox_mode_for, official_name
+from mda.model import VERBS, Outcome, Peer, Target, classify_os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import NoReturn
 
     from mda.config import Config
-    from mda.model import Account, Peer
+    from mda.model import Account
     from mda.terminal.sessions import Terminal
 
     Session = Callable[[wire.Broker], int]
+    Report = Callable[[Account, list[str], Outcome | None], None]
 
 SESSION_USER = "mda-net"
 SPOOL_USER = "mda"
@@ -46,6 +47,10 @@ _NO_TERMINALS = Outcome(451, "4.3.5", "Terminals cannot be written to on this ho
 _LATEST_DEADLINE = 1 << 60
 _SHORTEST_RUN = 10  # seconds that a command has, whatever others of the transaction took
 _PR_SET_CHILD_SUBREAPER = 36
+_REPAIR_SECONDS = 60
+_REPAIR_SECONDS_EACH = 5
+# A user's own file system may hang for ever.
+_REPAIR_HANGS_AFTER = 75
 
 
 class SetupError(Exception):
@@ -299,7 +304,7 @@ def preload() -> None:
     import psutil  # noqa: F401
 
     from mda.delivery import command, deliver, maildir, mbox, quota  # noqa: F401
-    from mda.recipients import expand, fullname  # noqa: F401
+    from mda.recipients import expand, fullname, listing  # noqa: F401
     from mda.terminal import sessions, tty  # noqa: F401
 
 
@@ -320,6 +325,7 @@ class Answers:
         self._names = expand
         self._command = command
         self._quota = quota
+        self._repair = mbox.repair
         self._sessions = sessions
         self._tty = tty
         self._config = config
@@ -654,7 +660,20 @@ class Answers:
                 return self._maildir.deliver(target.place, account.uid, head, *text, notes)
             mode = mailbox_mode_for(self._config) if is_mailbox else 0o600
             place = (target.place, account.uid, mode)
-            return self._append(*place, message.prefix, *text, message.deadline, notes)
+            flock = self._config.delivery.flock
+            return self._append(
+                *place, message.prefix, *text, message.deadline, notes, takes_flock=flock
+            )
+
+    def repair(self, account: Account, deadline: float, notes: list[str]) -> Outcome | None:
+        """Undo what a killed delivery left in the mailbox; an outcome says why not."""
+        flock = self._config.delivery.flock
+        try:
+            with self.as_recipient(account):
+                place = (account.mailbox, account.uid)
+                return self._repair(*place, deadline, notes, takes_flock=flock)
+        except OSError as error:
+            return classify_os_error(error, "repairing the mailbox")
 
     def _pipe(
         self, target: Target, account: Account, message: Message, text: tuple[int, int]
@@ -785,6 +804,58 @@ def judge_targets(targets: list[Target]) -> Outcome:
         if each.is_temporary:
             return each
     return _FOUND if len(failed) < len(outcomes) else failed[0]
+
+
+def start_repair(
+    config: Config, identities: Identities, prepare: Callable[[], None], report: Report
+) -> int:
+    """Fork a process that undoes what killed deliveries left in mailboxes; its pid.
+
+    There it calls `prepare`, and `report` with each mailbox's account, what was done, and
+    why there is more to do. It may be killed at any moment, as it is where a file system
+    hangs: the next delivery to a mailbox repairs that at the latest. Raises OSError.
+    """
+    pid = os.fork()
+    if pid != 0:
+        return pid
+    status = TEMPORARY_FAILURE
+    try:
+        for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGCHLD):
+            _signal.signal(number, _signal.SIG_DFL)
+        _signal.alarm(_REPAIR_HANGS_AFTER)
+        prepare()
+        for repaired in _repair_mailboxes(config, identities):
+            report(*repaired)
+        status = 0
+    except Exception:  # noqa: BLE001 (the outermost of this process)
+        log.write_traceback("repair")
+    finally:
+        os._exit(status)
+
+
+def _repair_mailboxes(
+    config: Config, identities: Identities
+) -> Iterator[tuple[Account, list[str], Outcome | None]]:
+    from mda.recipients import listing
+
+    if is_maildir(config):
+        return
+    answers = Answers(config, Peer("stream"), identities)
+    recipients = config.recipients
+    accounts = listing.list_locked(
+        config.delivery.mailbox,
+        uid_range=(recipients.uid_min, recipients.uid_max),
+        postmaster=recipients.postmaster,
+        only_uid=identities.only_uid,
+    )
+    until = time.monotonic() + _REPAIR_SECONDS
+    for account in accounts:
+        notes: list[str] = []
+        failure = answers.repair(account, time.monotonic() + _REPAIR_SECONDS_EACH, notes)
+        if notes or failure is not None:
+            yield account, notes, failure
+        if time.monotonic() > until:
+            return
 
 
 def _is_sealed(fd: int) -> bool:

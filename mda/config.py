@@ -98,6 +98,7 @@ class Delivery(Section):
     mailbox: str = "/var/mail/{user}"
     mailbox_mode: int = 0o660
     lock_seconds: int = 60
+    flock: bool = False
     spool: str = "/var/spool/mda"
     memory: int = 1_048_576
     quota_size: int = 0

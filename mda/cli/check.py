@@ -14,6 +14,7 @@ import stat
 
 import click
 
+from mda import broker
 from mda.cli.aliases import list_faults
 from mda.cli.install import (
     COMMAND_DROPINS,
@@ -44,11 +45,14 @@ from mda.config import (
     mailbox_folder,
     official_name,
 )
+from mda.delivery.lock import printable
 from mda.recipients.aliases import INDEX_SUFFIX, is_index_stale
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from mda.model import Account, Outcome
 
 PATIENCE = 10  # seconds for a greeting: above the start of an interpreter on a busy host
 INSTALL = "mda install --now"
@@ -92,6 +96,7 @@ def check_host(config_file: str) -> Iterator[Finding]:
     yield from check_aliases(config)
     yield from check_commands(config)
     yield from check_mail_spool(config)
+    yield from check_mailboxes(config)
     yield from check_own_spool(config)
     yield from check_program()
     yield from check_installation()
@@ -212,6 +217,33 @@ def check_mail_spool(config: Config) -> Iterator[Finding]:
         yield Finding(f"{folder}: its group cannot write, so no mail can be delivered", remedy)
     elif status.st_uid != 0:
         yield Finding(f"{folder}: belongs to {status.st_uid}, not to root", remedy)
+
+
+def check_mailboxes(config: Config) -> Iterator[Finding]:
+    """What a killed delivery has left in a mailbox is taken away, and that is said."""
+    if os.geteuid() != 0:
+        return
+    try:
+        identities = broker.Identities(config)
+    except broker.SetupError:
+        return  # the accounts have been checked
+    reading, writing = os.pipe()
+
+    def report(account: Account, notes: list[str], failure: Outcome | None) -> None:
+        mailbox = printable(account.mailbox)
+        for note in notes:
+            click.echo(f"{mailbox}: {note}")
+        if failure is not None:
+            os.write(writing, f"{mailbox}: {failure.text}\n".encode())
+
+    pid = broker.start_repair(config, identities, lambda: os.close(reading), report)
+    os.close(writing)
+    with open(reading, encoding="ascii") as failures:
+        for failure in failures:
+            what = f"a delivery was killed, and cannot be undone now: {failure.strip()}"
+            yield Finding(what, "mda check, once more, when that is mended")
+    if os.waitpid(pid, 0)[1] != 0:
+        yield Finding("not every mailbox could be looked at", "journalctl -t mda may say why")
 
 
 def check_own_spool(config: Config) -> Iterator[Finding]:

@@ -1,14 +1,15 @@
-"""The two locks of an mbox mailbox: fcntl on the file, and the dotlock beside it.
+"""The locks of an mbox mailbox: fcntl on the file, and the dotlock beside it.
 
 Other programs take them in either order, so no step waits while it holds anything: on a
 miss all is released, and after a random pause the whole is tried again until the deadline
 (Debian Policy 11.6). The order here is fcntl, then dotlock, and the release is the other
 way round: whoever holds the fcntl lock and sees our dotlock knows that its writer is gone.
+Where it is asked for, flock(2) comes between the two.
 
 A dotlock of ours holds three lines: the PID, as liblockfile and procmail read it; `mda1`,
 the process's start time, the boot, the mailbox's device and inode, its size before the
-message and the message's size; and the message's From_ line. From that the next delivery
-undoes an append that a kill cut short (design, decision 3).
+message and the message's size; and the message's From_ line. From that the next delivery,
+or a repair, undoes an append that a kill cut short (design, decision 3).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     OpenMailbox = Callable[[int, str], int | Outcome]
 
+DOTLOCK_SUFFIX = ".lock"
 # liblockfile's and sendmail's age; younger foreign locks may well be alive.
 FOREIGN_LOCK_SECONDS = 300
 # maildrop breaks locks that were not touched for 60 s.
@@ -37,6 +39,7 @@ _LONGEST_PAUSE = 0.3
 _LONGEST_RECORD = 1024
 _LONGEST_FROM_LINE = 400
 _BLOCK = 256 * 1024
+_STRUCT_FLOCK = "hhqqi"
 # What the file system or the kernel says where O_TMPFILE is not known.
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
@@ -165,13 +168,18 @@ def _own_stamp() -> tuple[bytes, bytes]:
     return _stamp
 
 
+def dotlock_name(mailbox: str) -> str:
+    """What the dotlock of a mailbox of this name is called."""
+    return mailbox + DOTLOCK_SUFFIX
+
+
 class MailboxLock:
-    """An mbox mailbox, held open under both of its locks.
+    """An mbox mailbox, held open under its locks.
 
     `fd` is the process's only descriptor on it, since closing any other would drop the
     fcntl lock; `status` is the file as it was found, `dir_fd` its directory (O_PATH),
-    `name` its name there, `deadline` (time.monotonic()) when waiting ends. What was
-    repaired on the way is added to `notes`.
+    `name` its name there, `deadline` (time.monotonic()) when waiting ends, `takes_flock`
+    whether flock(2) is one of the locks. What was repaired on the way is added to `notes`.
     """
 
     __slots__ = (
@@ -183,13 +191,17 @@ class MailboxLock:
         "name",
         "notes",
         "status",
+        "takes_flock",
     )
 
-    def __init__(self, dir_fd: int, name: str, deadline: float, notes: list[str]) -> None:
+    def __init__(
+        self, dir_fd: int, name: str, deadline: float, notes: list[str], takes_flock: bool
+    ) -> None:
         self.dir_fd = dir_fd
         self.name = name
         self.deadline = deadline
         self.notes = notes
+        self.takes_flock = takes_flock
         self.fd = -1
         self.status: os.stat_result
         self._dotlock_fd = -1
@@ -198,7 +210,7 @@ class MailboxLock:
     @property
     def dotlock_name(self) -> str:
         """The dotlock's name in the mailbox's directory."""
-        return self.name + ".lock"
+        return dotlock_name(self.name)
 
     def hold_dotlock(self, fd: int) -> None:
         """Take over the descriptor of the dotlock that was just created."""
@@ -219,7 +231,7 @@ class MailboxLock:
             self._dotlock_fd = -1
 
     def let_go(self) -> None:
-        """Give both locks back and close the mailbox; the directory stays open."""
+        """Give the locks back and close the mailbox; the directory stays open."""
         if self._dotlock_fd != -1:
             self._unlink_own_dotlock()
             os.close(self._dotlock_fd)
@@ -253,8 +265,10 @@ def acquire(
     message: tuple[bytes, int],
     deadline: float,
     notes: list[str],
+    *,
+    takes_flock: bool = False,
 ) -> MailboxLock | Outcome:
-    """Take both locks of `mailbox`; an outcome (451, 452) says why that was not possible.
+    """Take the locks of `mailbox`; an outcome (451, 452) says why that was not possible.
 
     `open_mailbox` gets the directory's descriptor and the mailbox's name, opens it for
     reading and writing, or says why it must not. `message` is the From_ line and the bytes
@@ -266,9 +280,9 @@ def acquire(
         dir_fd = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         return classify_os_error(error, "opening the mailbox's directory")
-    lock = MailboxLock(dir_fd, name, deadline, notes)
+    lock = MailboxLock(dir_fd, name, deadline, notes, takes_flock)
     try:
-        failure = _wait_for_both(lock, open_mailbox, message)
+        failure = _wait_for_all(lock, open_mailbox, message)
     except OSError as error:
         failure = classify_os_error(error, "locking the mailbox")
     if failure is None:
@@ -277,12 +291,29 @@ def acquire(
     return failure
 
 
-def _wait_for_both(
+def is_left_by_dead(mailbox: str) -> bool:
+    """Does a dotlock of the caller's own user say that a delivery to `mailbox` was killed?
+
+    A look without a lock, for whoever wants to repair: `acquire` decides and does it.
+    """
+    directory, name = os.path.split(mailbox)
+    dir_fd = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        status, text = _read_dotlock(dir_fd, dotlock_name(name))
+    finally:
+        os.close(dir_fd)
+    record = parse_record(text)
+    if status is None or status.st_uid != os.geteuid() or record is None:
+        return False
+    return has_died(record.pid, record.start, record.boot)
+
+
+def _wait_for_all(
     lock: MailboxLock, open_mailbox: OpenMailbox, message: tuple[bytes, int]
 ) -> Outcome | None:
     pause = _SHORTEST_PAUSE
     while True:
-        missed = _try_both(lock, open_mailbox, message)
+        missed = _try_all(lock, open_mailbox, message)
         if missed is None or isinstance(missed, Outcome):
             return missed
         lock.let_go()
@@ -294,45 +325,80 @@ def _wait_for_both(
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _try_both(
+def _try_all(
     lock: MailboxLock, open_mailbox: OpenMailbox, message: tuple[bytes, int]
 ) -> str | Outcome | None:
-    """One try without waiting: None with both locks, or what is in the way (a text)."""
+    """One try without waiting: None with all locks, or what is in the way (a text)."""
     opened = open_mailbox(lock.dir_fd, lock.name)
     if isinstance(opened, Outcome):
         return opened
     lock.fd = opened
-    try:
-        fcntl.lockf(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return f"{lock.name}, PID {_fcntl_holder(lock.fd) or 'not known'}"
-    missed = _take_dotlock(lock, message)
+    missed = _lock_file(lock) or _take_dotlock(lock, message)
     if missed is not None:
         return missed
     # Somebody with only the dotlock may have written, or renamed, just before we had it.
-    if os.fstat(lock.fd).st_size != lock.status.st_size or not _is_still_named(lock):
+    if not _is_as_found(lock):
         return f"{lock.name}, changing under us"
     return None
 
 
-def _is_still_named(lock: MailboxLock) -> bool:
+def _is_as_found(lock: MailboxLock) -> bool:
     try:
         named = os.stat(lock.name, dir_fd=lock.dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return os.path.samestat(named, lock.status)
+    return os.path.samestat(named, lock.status) and named.st_size == lock.status.st_size
+
+
+def _lock_file(lock: MailboxLock) -> str | None:
+    """Take the kernel's locks on the opened mailbox; a text says what is in the way."""
+    kind = ""
+    try:
+        if lock.takes_flock:
+            # NFS makes of flock an fcntl lock that belongs to the open file. One of this
+            # process's would be in its way; one that belongs to the same file is not.
+            fcntl.fcntl(lock.fd, fcntl.F_OFD_SETLK, _whole_file())
+            kind = " (flock)"
+            fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            fcntl.lockf(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return f"{lock.name}{kind}, PID {_find_holder(lock) or 'not known'}"
+    return None
+
+
+def _whole_file() -> bytes:
+    """A `struct flock` about writing to the whole file."""
+    return struct.pack(_STRUCT_FLOCK + "0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
+
+def _find_holder(lock: MailboxLock) -> int:
+    """The PID of a process with a kernel's lock on the file, or 0 if that is not to be had."""
+    holder = _fcntl_holder(lock.fd)
+    # Of a lock that belongs to an open file, fcntl does not say whose it is.
+    return holder or (_flock_holder(lock.fd) if lock.takes_flock else 0)
 
 
 def _fcntl_holder(fd: int) -> int:
-    """The PID of a process with an fcntl lock on the file, or 0 if that is not to be had."""
-    layout = "hhqqi"
-    question = struct.pack(layout + "0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        answer = fcntl.fcntl(fd, fcntl.F_GETLK, question)
+        answer = fcntl.fcntl(fd, fcntl.F_GETLK, _whole_file())
     except OSError:
         return 0
-    holder: int = struct.unpack_from(layout, answer)[4]
+    holder: int = struct.unpack_from(_STRUCT_FLOCK, answer)[4]
     return max(0, holder)
+
+
+def _flock_holder(fd: int) -> int:
+    status = os.fstat(fd)
+    device = b"%02x:%02x" % (os.major(status.st_dev), os.minor(status.st_dev))
+    file = b"%b:%d" % (device, status.st_ino)
+    try:
+        with open("/proc/locks", "rb") as table:
+            # "1: FLOCK ADVISORY WRITE 812 fe:00:1534361 0 EOF"; who waits has another row.
+            rows = [row.split() for row in table]
+    except OSError:
+        return 0
+    return next((int(row[4]) for row in rows if row[1] == b"FLOCK" and row[5] == file), 0)
 
 
 def _take_dotlock(lock: MailboxLock, message: tuple[bytes, int]) -> str | None:
@@ -409,7 +475,7 @@ def _clear_dead_dotlock(lock: MailboxLock) -> str | None:
 
     Called with the fcntl lock held. The text names the lock that stays, and its PID.
     """
-    status, text = _read_dotlock(lock)
+    status, text = _read_dotlock(lock.dir_fd, lock.dotlock_name)
     if status is None:
         return None
     pid = parse_pid(text)
@@ -419,7 +485,7 @@ def _clear_dead_dotlock(lock: MailboxLock) -> str | None:
         _undo_half_message(lock, record)
     elif not _is_stale(status, pid, record):
         return shown
-    now_there, _ = _read_dotlock(lock)
+    now_there, _ = _read_dotlock(lock.dir_fd, lock.dotlock_name)
     if now_there is None:
         return None
     if not _is_same_lock(now_there, status):
@@ -432,18 +498,17 @@ def _clear_dead_dotlock(lock: MailboxLock) -> str | None:
     return None
 
 
-def _read_dotlock(lock: MailboxLock) -> tuple[os.stat_result | None, bytes]:
+def _read_dotlock(dir_fd: int, name: str) -> tuple[os.stat_result | None, bytes]:
     """What is there under the dotlock's name, and its text as far as we may read it."""
-    name = lock.dotlock_name
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        status = os.stat(name, dir_fd=lock.dir_fd, follow_symlinks=False)
+        status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return None, b""
     if not stat.S_ISREG(status.st_mode):
         return status, b""
     try:
-        fd = os.open(name, flags, dir_fd=lock.dir_fd)
+        fd = os.open(name, flags, dir_fd=dir_fd)
     except FileNotFoundError:
         return None, b""
     except OSError:

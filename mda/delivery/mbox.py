@@ -1,6 +1,6 @@
 """One message appended to an mbox mailbox: durable before success, or as if never begun.
 
-Everything is decided on the opened file (owner, kind, links), under both locks, with the
+Everything is decided on the opened file (owner, kind, links), under its locks, with the
 recipient's own rights; the broker has taken them before.
 """
 
@@ -11,10 +11,14 @@ import os
 import pwd
 import stat
 
-from mda.delivery.lock import MailboxLock, acquire, printable
+from mda.delivery.lock import MailboxLock, acquire, is_left_by_dead, printable
 from mda.model import Outcome, classify_os_error
 
 _BLOCK = 128 * 1024
+# The dotlock is touched between blocks; no wait for the disk in between may be long.
+_SYNC_EVERY = 128 * _BLOCK
+# What the dotlock of a repair says of its message: nothing of it can be half there.
+_NO_MESSAGE = (b"From \n", 0)
 # O_NOATIME, since a mailbox read after its last change has no new mail for the shells.
 _FLAGS = (
     os.O_RDWR
@@ -36,18 +40,21 @@ def append(
     size: int,
     deadline: float,
     notes: list[str],
+    *,
+    takes_flock: bool = False,
 ) -> Outcome:
     """Append `prefix` and the text to `mailbox`, which `uid` owns or will own.
 
     `prefix` is the From_ line and the header lines that we add, `text_fd` holds `size`
     bytes of text with LF line ends and mboxrd quoting, `deadline` (time.monotonic()) ends
-    the wait for the locks, `mode` is a new mailbox's. 250 means that the message is on
-    disk; after anything else the mailbox is as before (design, decision 3). What was
-    repaired on the way is added to `notes`, for the log.
+    the wait for the locks, which are three with `takes_flock`; `mode` is a new mailbox's.
+    250 means that the message is on disk; after anything else the mailbox is as before
+    (design, decision 3). What was repaired on the way is added to `notes`, for the log.
     """
     opener = _Opener(mailbox, uid, mode)
     from_line = prefix[: prefix.find(b"\n") + 1]
-    lock = acquire(mailbox, opener.open, (from_line, len(prefix) + size), deadline, notes)
+    message = (from_line, len(prefix) + size)
+    lock = acquire(mailbox, opener.open, message, deadline, notes, takes_flock=takes_flock)
     if isinstance(lock, Outcome):
         return lock
     try:
@@ -60,12 +67,37 @@ def append(
         lock.release()
 
 
+def repair(
+    mailbox: str, uid: int, deadline: float, notes: list[str], *, takes_flock: bool = False
+) -> Outcome | None:
+    """Undo what a killed delivery left half done in `mailbox`, which `uid` owns.
+
+    None says that there is nothing more to undo, an outcome why that could not be done
+    now. What was repaired is added to `notes`.
+    """
+    try:
+        if not is_left_by_dead(mailbox):
+            return None
+    except OSError:
+        # Where nothing can be looked at, nothing was delivered either.
+        return None
+    opener = _Opener(mailbox, uid, None)
+    lock = acquire(mailbox, opener.open, _NO_MESSAGE, deadline, notes, takes_flock=takes_flock)
+    if isinstance(lock, Outcome):
+        return lock
+    lock.release()
+    return None
+
+
 class _Opener:
-    """Opens the mailbox, or creates it; remembers that it did so."""
+    """Opens the mailbox, or creates it with `mode`; remembers that it did so.
+
+    Without a mode it creates nothing.
+    """
 
     __slots__ = ("_mailbox", "_mode", "_uid", "has_created")
 
-    def __init__(self, mailbox: str, uid: int, mode: int) -> None:
+    def __init__(self, mailbox: str, uid: int, mode: int | None) -> None:
         self._mailbox = mailbox
         self._uid = uid
         self._mode = mode
@@ -76,19 +108,27 @@ class _Opener:
         try:
             try:
                 # Without O_CREAT first: fs.protected_regular forbids it in a sticky spool.
-                return os.open(name, _FLAGS, dir_fd=dir_fd)
+                fd = os.open(name, _FLAGS, dir_fd=dir_fd)
             except FileNotFoundError:
-                return self._create(dir_fd, name)
+                if self._mode is None:
+                    raise
+                return self._create(dir_fd, name, self._mode)
         except OSError as error:
             return _explain(error, self._mailbox, (dir_fd, name), self._uid)
+        # Before the locks, since what a dead delivery left is repaired on the way to them.
+        refusal = refuse(self._mailbox, os.fstat(fd), self._uid)
+        if refusal is None:
+            return fd
+        os.close(fd)
+        return refusal
 
-    def _create(self, dir_fd: int, name: str) -> int:
+    def _create(self, dir_fd: int, name: str, mode: int) -> int:
         try:
             fd = os.open(name, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=dir_fd)
         except FileExistsError:
             return os.open(name, _FLAGS, dir_fd=dir_fd)
         self.has_created = True
-        os.fchmod(fd, self._mode)
+        os.fchmod(fd, mode)
         return fd
 
 
@@ -170,6 +210,8 @@ def _write_message(lock: MailboxLock, head: bytes, text_fd: int, size: int) -> N
             if not block:
                 raise OSError(errno.EIO, "text cut short")
             _write_whole(lock.fd, [head, block])
+            if at % _SYNC_EVERY == 0:
+                os.fdatasync(lock.fd)
         else:
             last = block or head
             _write_whole(lock.fd, [head, block, b"\n" if last.endswith(b"\n") else b"\n\n"])

@@ -5,6 +5,7 @@ nursery, with everything loaded that parses, forks the sessions, and each of the
 the session user before it reads an octet. So a broker has never loaded what a session
 needs (design, decision 1), and no connection pays for an import. The nursery itself keeps
 root's uid and reads nothing but what the master says, so that no session can stop it.
+For a moment after the start there is one more, which undoes what killed deliveries left.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from mda.config import Config
+    from mda.model import Account, Outcome
     from mda.receiver.replies import Reason
 
 _BACKLOG = 512
@@ -265,6 +267,18 @@ def unpack_peer(row: bytes) -> tuple[Peer, bool]:
     return peer, protocol == b"lmtp"
 
 
+def _leave_everything() -> None:
+    """In a child of the master's: hold none of its sockets, write to none of its pipes."""
+    signal.set_wakeup_fd(-1)
+    broker.keep_only(2)
+    broker.leave_client()
+
+
+def _log_repair(account: Account, notes: list[str], failure: Outcome | None) -> None:
+    for note in [*notes, *([failure.text] if failure else [])]:
+        log.write("mailbox", log.WARNING, user=account.user, note=note)
+
+
 class Master:
     """Accepts, counts, forks brokers, and hands clients to the nursery."""
 
@@ -294,6 +308,7 @@ class Master:
         for fd, each in self._listening.items():
             each.socket.setblocking(False)
             poll.register(fd, select.POLLIN)
+        self._start_repair()
         while not self._is_stopping:
             for fd, _ in poll.poll():
                 if fd == self._wake_fd:
@@ -405,6 +420,13 @@ class Master:
             log.write_traceback("broker")
         finally:
             os._exit(status)
+
+    def _start_repair(self) -> None:
+        """Mend what killed deliveries have left, while the first clients are served."""
+        try:
+            broker.start_repair(self._config, self._identities, _leave_everything, _log_repair)
+        except OSError as error:
+            log.write("fork", log.ERROR, error=str(error))
 
     def _stop(self) -> None:
         """No new connections; each delivery in hand is finished and answered."""

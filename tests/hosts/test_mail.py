@@ -169,3 +169,32 @@ def test_under_inetd_the_client_reads_no_diagnostics(host: InstalledHost, state:
     expected = {"well": "250 2.0.0 Delivered", "configuration": "421 4.3.5", "venv": ""}[state]
     assert expected in said
     assert bool(host.mailbox("alice")) == (state == "well")
+
+
+KILL_IN_THE_MIDDLE = r"""
+mda deliver -f carol@example.org -d alice </root/large & writer=$!
+until [ "$(stat -c %s /var/mail/alice)" -gt 1000000 ]; do :; done
+read -r pid </var/mail/alice.lock && kill -9 "$pid"
+wait $writer
+"""
+
+
+def test_delivery_that_is_killed_in_the_middle_is_undone_by_check(host: InstalledHost) -> None:
+    host.run("mda deliver -f bob@example.org -d alice", input=BODY)
+    before = host.mailbox("alice")
+    host.path("/root/large").write_bytes(b"Subject: large\n\n" + b"a line of text\n" * 3_400_000)
+    try:
+        # Now and then it is through before it can be killed.
+        for _ in range(10):
+            if host.run(KILL_IN_THE_MIDDLE, check=False).returncode == 75:
+                break
+            host.path("/var/mail/alice").write_bytes(before)
+        torn = len(host.mailbox("alice")) - len(before)
+        assert 0 < torn < 51_000_000
+        first, second, last = host.run("mda check").stdout.splitlines()
+        assert first == f"/var/mail/alice: removed a half message of {torn} bytes"
+        assert second.startswith("/var/mail/alice: removed the dead lock alice.lock, PID ")
+        assert last == "all is well"
+        assert host.mailbox("alice") == before
+    finally:
+        host.path("/root/large").unlink()

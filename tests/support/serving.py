@@ -54,6 +54,11 @@ class Served:
         nurseries = [pid for pid in children_of(self.pid) if is_leader(pid)]
         return [pid for pid in children_of(self.pid) if pid not in nurseries]
 
+    def broker(self) -> int:
+        """The broker of the one connection, when what repairs at the start has ended."""
+        wait_until(lambda: len(self.brokers()) == 1)
+        return self.brokers()[0]
+
 
 def wait_until(is_so: Callable[[], bool], seconds: float = 20) -> None:
     """Look again until it is so; fail after `seconds`."""

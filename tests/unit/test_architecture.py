@@ -39,6 +39,7 @@ SESSION_COLUMN = [
 BROKER_COLUMN = [
     "broker",
     "recipients.fullname",
+    "recipients.listing",
     "recipients.expand",
     "recipients.forward",
     "recipients.aliases",

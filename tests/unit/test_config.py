@@ -580,3 +580,16 @@ def test_lock_seconds_are_for_all_recipients_together(sandbox: Sandbox) -> None:
     assert 1.0 <= took < 1.9
     assert (sandbox.mailbox("alice"), sandbox.mailbox("carol")) == (b"", b"")
     assert sorted(os.listdir(sandbox.root / "mail")) == ["alice", "carol"]
+
+
+def test_flock_of_another_program_is_in_the_way_only_where_it_is_asked_for(
+    sandbox: Sandbox,
+) -> None:
+    mailbox = sandbox.root / "mail/alice"
+    mailbox.touch()
+    os.chown(mailbox, UIDS["alice"], 8)
+    with mailbox.open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        replies = deliver(sandbox, "[delivery]\nlock_seconds = 1\nflock = true\n", "alice")
+        assert replies[2].startswith(b"451 4.2.0 Mailbox is locked (alice (flock), PID "), replies
+        assert deliver(sandbox, "[delivery]\nlock_seconds = 1\n", "alice")[2].startswith(b"250 ")

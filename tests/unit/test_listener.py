@@ -221,7 +221,7 @@ def test_each_process_has_its_identity_and_only_the_session_has_the_client(
         line = Line(connect(sandbox, SMTP, "bob"))
         line.say(b"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<alice>\r\n")
         line.expect(b"250 2.1.5")
-        (broker,) = daemon.brokers()
+        broker = daemon.broker()
         (session,) = children_of(daemon.nursery())
         state = status_of(session)
         assert state["Uid"].split() == [str(SESSION_UID)] * 4
@@ -374,7 +374,7 @@ def test_a_delivery_in_hand_is_finished_before_the_end(sandbox: Sandbox) -> None
             line = Line(connect(sandbox, SMTP, "bob"))
             line.say(b"EHLO x\r\n" + MAIL)
             line.expect(b"354")
-            (broker,) = daemon.brokers()
+            broker = daemon.broker()
             wait_until(lambda: f"\t{UIDS['alice']}\t" in status_of(broker)["Uid"])
             os.kill(daemon.pid, signal.SIGTERM)
             wait_until(lambda: not os.path.exists(f"/proc/{daemon.pid}/root{SMTP}"))

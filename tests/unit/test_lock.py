@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mailbox
@@ -9,12 +10,13 @@ import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal, NoReturn
 
 import pytest
 from support.children import in_child
@@ -25,6 +27,7 @@ from mda.model import Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+Kind = Literal["fcntl", "flock"]
 FROM_LINE = b"From bob@example.org Tue Jan  6 10:00:00 2026\n"
 NOBODY = 65_534
 
@@ -34,7 +37,12 @@ def open_existing(dir_fd: int, name: str) -> int | Outcome:
 
 
 def acquire(
-    path: Path, wait: float = 0.0, notes: list[str] | None = None, length: int = 1000
+    path: Path,
+    wait: float = 0.0,
+    notes: list[str] | None = None,
+    length: int = 1000,
+    *,
+    takes_flock: bool = False,
 ) -> lock.MailboxLock | Outcome:
     return lock.acquire(
         str(path),
@@ -42,19 +50,25 @@ def acquire(
         (FROM_LINE, length),
         time.monotonic() + wait,
         [] if notes is None else notes,
+        takes_flock=takes_flock,
     )
 
 
 def must_acquire(
-    path: Path, wait: float = 0.0, notes: list[str] | None = None, length: int = 1000
+    path: Path,
+    wait: float = 0.0,
+    notes: list[str] | None = None,
+    length: int = 1000,
+    *,
+    takes_flock: bool = False,
 ) -> lock.MailboxLock:
-    held = acquire(path, wait, notes, length)
+    held = acquire(path, wait, notes, length, takes_flock=takes_flock)
     assert isinstance(held, lock.MailboxLock), held
     return held
 
 
-def must_miss(path: Path) -> Outcome:
-    missed = acquire(path)
+def must_miss(path: Path, *, takes_flock: bool = False) -> Outcome:
+    missed = acquire(path, takes_flock=takes_flock)
     assert isinstance(missed, Outcome)
     assert (missed.code, missed.enhanced) == (451, "4.2.0")
     return missed
@@ -64,6 +78,38 @@ def become_nobody() -> None:
     os.setgroups([])
     os.setegid(NOBODY)
     os.seteuid(NOBODY)
+
+
+@contextlib.contextmanager
+def locked_by_another(path: Path, kind: Kind) -> Iterator[int]:
+    """Another process has one lock of the kernel's on the file; yields its PID."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        file = os.open(path, os.O_RDWR)
+        (fcntl.lockf if kind == "fcntl" else fcntl.flock)(file, fcntl.LOCK_EX)
+        os.write(writing, b"x")
+        time.sleep(60)
+        os._exit(0)
+    try:
+        os.read(reading, 1)
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(reading)
+        os.close(writing)
+
+
+def is_free(path: Path, kind: Kind) -> bool:
+    """Can another process have this lock of the kernel's now?"""
+
+    def try_it() -> None:
+        with path.open("r+b") as file:
+            (fcntl.lockf if kind == "fcntl" else fcntl.flock)(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    with contextlib.redirect_stderr(None):
+        return in_child(try_it) == 0
 
 
 @pytest.fixture
@@ -188,22 +234,10 @@ def test_pythons_mailbox_lock_is_waited_for(spool: Path, dotlock: Path) -> None:
 
 
 def test_fcntl_lock_alone_is_waited_for_and_its_holder_named(spool: Path, dotlock: Path) -> None:
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        with open(spool, "r+b") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            os.write(writing, b"x")
-            time.sleep(60)
-        os._exit(0)
-    os.read(reading, 1)
-    assert f"alice, PID {pid}" in must_miss(spool).text
-    assert not dotlock.exists()
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    with locked_by_another(spool, "fcntl") as pid:
+        assert f"alice, PID {pid}" in must_miss(spool).text
+        assert not dotlock.exists()
     must_acquire(spool).release()
-    os.close(reading)
-    os.close(writing)
 
 
 def test_live_foreign_dotlock_is_waited_for_until_the_deadline(
@@ -569,23 +603,6 @@ def test_mailbox_that_is_renamed_meanwhile_is_opened_again(
     held.release()
 
 
-def test_dotlock_and_lockfile_programs_interlock_with_ours(spool: Path, dotlock: Path) -> None:
-    takers = [
-        [program, *arguments, str(dotlock)]
-        for program, arguments in (("dotlockfile", ["-l", "-r", "0"]), ("lockfile", ["-r", "0"]))
-        if shutil.which(program)
-    ]
-    if not takers:
-        pytest.skip("neither dotlockfile nor lockfile is installed")
-    for taker in takers:
-        held = must_acquire(spool)
-        assert subprocess.run(taker, capture_output=True).returncode != 0
-        held.release()
-        assert subprocess.run(taker, capture_output=True).returncode == 0
-        must_miss(spool)
-        dotlock.unlink()
-
-
 def test_mail_that_came_just_before_our_dotlock_starts_over(
     spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -696,3 +713,77 @@ def test_lock_without_proc_to_link_from_is_made_by_name(
     held = must_acquire(spool)
     assert lock.parse_record(dotlock.read_bytes()) is not None
     held.release()
+
+
+def test_flock_alone_is_waited_for_where_it_is_wanted(spool: Path, dotlock: Path) -> None:
+    with locked_by_another(spool, "flock") as pid:
+        missed = must_miss(spool, takes_flock=True)
+        assert missed.text == f"Mailbox is locked (alice (flock), PID {pid})"
+        assert not dotlock.exists()
+        must_acquire(spool).release()
+    must_acquire(spool, takes_flock=True).release()
+
+
+def test_fcntl_lock_is_waited_for_and_named_beside_flock(spool: Path) -> None:
+    with locked_by_another(spool, "fcntl") as pid:
+        missed = must_miss(spool, takes_flock=True)
+        assert missed.text == f"Mailbox is locked (alice, PID {pid})"
+
+
+def test_another_delivery_with_flock_is_named(spool: Path) -> None:
+    held = must_acquire(spool, takes_flock=True)
+
+    def miss() -> None:
+        missed = must_miss(spool, takes_flock=True)
+        assert missed.text == f"Mailbox is locked (alice, PID {os.getppid()})"
+
+    assert in_child(miss) == 0
+    held.release()
+
+
+@pytest.mark.parametrize("takes_flock", [True, False])
+def test_held_mailbox_has_flock_only_where_it_is_wanted(spool: Path, takes_flock: bool) -> None:
+    held = must_acquire(spool, takes_flock=takes_flock)
+    assert is_free(spool, "flock") is not takes_flock
+    assert not is_free(spool, "fcntl")
+    held.release()
+    assert is_free(spool, "flock")
+    assert is_free(spool, "fcntl")
+
+
+def test_miss_of_any_lock_gives_back_the_others(spool: Path, dotlock: Path, sleeper: int) -> None:
+    with locked_by_another(spool, "flock"):
+        must_miss(spool, takes_flock=True)
+        assert is_free(spool, "fcntl")
+    dotlock.write_bytes(b"%d\n" % sleeper)
+    must_miss(spool, takes_flock=True)
+    assert is_free(spool, "fcntl")
+    assert is_free(spool, "flock")
+
+
+def test_flock_that_is_an_fcntl_lock_of_the_open_file_is_no_obstacle_to_itself(
+    spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock_of_nfs(file: int | IO[bytes], _: int) -> None:
+        layout = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, layout)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+    held = must_acquire(spool, takes_flock=True)
+    assert not is_free(spool, "flock")
+    assert not is_free(spool, "fcntl")
+    held.release()
+    with locked_by_another(spool, "flock"):
+        assert "(alice, PID not known)" in must_miss(spool, takes_flock=True).text
+    must_acquire(spool, takes_flock=True).release()
+
+
+def test_without_proc_the_holder_of_flock_is_not_known(
+    spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> NoReturn:
+        raise FileNotFoundError(errno.ENOENT, "no /proc")
+
+    with locked_by_another(spool, "flock"), monkeypatch.context() as patch:
+        patch.setattr("builtins.open", missing)
+        assert "(alice (flock), PID not known)" in must_miss(spool, takes_flock=True).text

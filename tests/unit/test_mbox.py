@@ -255,10 +255,59 @@ def test_what_is_no_plain_mailbox_is_refused_untouched(box: Path, kind: str) -> 
     assert sorted(os.listdir(box.parent)) == ["alice", "other"]
 
 
+@pytest.mark.parametrize("kind", ["hard link", "owner"])
+def test_false_record_cuts_nothing_off_a_mailbox_that_is_refused(box: Path, kind: str) -> None:
+    other = box.with_name("other")
+    other.write_bytes(OLD + PREFIX + TEXT)
+    if kind == "hard link":
+        box.hardlink_to(other)
+    else:
+        other.rename(box)
+        os.chown(box, NOBODY, 0)
+    status = box.stat()
+    file = (status.st_dev, status.st_ino)
+    record = lock.Record(1 << 30, b"1", b"earlier", file, len(OLD), 10_000, b"From ")
+    box.with_name("alice.lock").write_bytes(record.format())
+    assert append(box).enhanced == "4.2.0"
+    assert box.read_bytes() == OLD + PREFIX + TEXT
+
+
 def test_missing_directory_is_a_temporary_failure(box: Path) -> None:
     assert append(box / "below") == Outcome(
         451, "4.3.0", "Local error (opening the mailbox's directory: ENOENT)"
     )
+
+
+@pytest.mark.parametrize("call", ["writev", "fsync"])
+@pytest.mark.parametrize(
+    ("number", "code", "enhanced"),
+    [
+        (errno.ENOSPC, 452, "4.3.1"),
+        (errno.EFBIG, 452, "4.3.1"),
+        (errno.EDQUOT, 552, "5.2.2"),
+        (errno.EIO, 451, "4.3.0"),
+    ],
+)
+def test_failed_write_leaves_bytes_and_times_as_they_were(
+    box: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, enhanced: str, call: str
+) -> None:
+    box.write_bytes(OLD)
+    os.utime(box, ns=(1_000_000_001, 2_000_000_002))
+    real = getattr(os, call)
+
+    def fail_later(fd: int, *arguments: object) -> object:
+        # The second block of a message, or all of it when it is to be made durable.
+        if call == "fsync" or os.fstat(fd).st_size > len(OLD):
+            raise OSError(number, os.strerror(number))
+        return real(fd, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail_later)
+        outcome = append(box, b"x" * (3 * mbox._BLOCK))
+    assert (outcome.code, outcome.enhanced) == (code, enhanced)
+    assert (box.stat().st_atime_ns, box.stat().st_mtime_ns) == (1_000_000_001, 2_000_000_002)
+    assert box.read_bytes() == OLD
+    assert os.listdir(box.parent) == ["alice"]
 
 
 @pytest.mark.parametrize("size", [100_000, 400_000])
@@ -282,6 +331,7 @@ def test_full_disk_leaves_no_new_mailbox(small_disk: Path) -> None:
 def test_file_size_limit_of_ours_is_no_quota_of_the_users(box: Path) -> None:
     old = OLD + b"x" * 300_000
     box.write_bytes(old)
+    os.utime(box, ns=(1_000_000_000, 2_000_000_000))
 
     def run() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (450_000, resource.RLIM_INFINITY))
@@ -289,6 +339,7 @@ def test_file_size_limit_of_ours_is_no_quota_of_the_users(box: Path) -> None:
         assert (outcome.code, outcome.enhanced) == (452, "4.3.1")
 
     assert in_child(run) == 0
+    assert box.stat().st_mtime_ns == 2_000_000_000
     assert box.read_bytes() == old
     assert os.listdir(box.parent) == ["alice"]
 
@@ -493,6 +544,21 @@ def test_long_append_touches_its_lock(box: Path, monkeypatch: pytest.MonkeyPatch
     assert append(box, b"x" * (3 * mbox._BLOCK)) == DELIVERED
     assert len(touched) == 3
     assert touched[-1] == str(box)
+
+
+def test_large_message_is_made_durable_piece_by_piece(
+    box: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    real_fdatasync = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        real_fdatasync(fd)
+        sizes.append(os.fstat(fd).st_size)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    assert append(box, b"x" * (2 * mbox._SYNC_EVERY + 1)) == DELIVERED
+    assert sizes == [len(PREFIX) + mbox._SYNC_EVERY, len(PREFIX) + 2 * mbox._SYNC_EVERY]
 
 
 def test_mailbox_that_somebody_removes_just_now_is_made_again(
