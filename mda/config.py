@@ -493,6 +493,11 @@ def mailbox_mode_for(config: Config) -> int:
     return mode & 0o600 if "{" in mailbox_folder(config) else mode
 
 
+def largest_text(config: Config) -> int:
+    """The most bytes that a message can have as it is kept: quoting at most doubles it."""
+    return 2 * config.receiver.message_size + 1_048_576
+
+
 def is_maildir(config: Config) -> bool:
     """Mailboxes are Maildirs: their template ends in a slash, as in Postfix and procmail."""
     return config.delivery.mailbox.endswith("/")

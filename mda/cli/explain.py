@@ -9,6 +9,7 @@ import stat
 import click
 
 from mda import broker
+from mda.answers import Answers, judge_targets
 from mda.config import CONFIG_FILE, Config, ConfigError, load, mailbox_mode_for
 from mda.delivery import lock, mbox
 from mda.model import Outcome
@@ -40,13 +41,13 @@ def command(address: str, handed_over: bool, config_file: str) -> None:
     except (ConfigError, broker.SetupError) as error:
         raise click.ClickException(str(error)) from error
     peer = local_peer(os.geteuid(), config)
-    answers = broker.Answers(config, peer, identities)
+    answers = Answers(config, peer, identities)
     for line in explain(answers, config, address, is_handed_over=handed_over):
         click.echo(line)
 
 
 def explain(
-    answers: broker.Answers, config: Config, address: str, *, is_handed_over: bool
+    answers: Answers, config: Config, address: str, *, is_handed_over: bool
 ) -> Iterator[str]:
     """The lines that `mda explain` prints."""
     path = forward_path(address)
@@ -65,7 +66,7 @@ def explain(
     yield from (f"  {line}" for line in trace)
     for target in targets:
         yield from describe(answers, config, target)
-    yield f"RCPT would be told {tell(broker.judge_targets(targets))}"
+    yield f"RCPT would be told {tell(judge_targets(targets))}"
 
 
 def tell(outcome: Outcome) -> str:
@@ -73,7 +74,7 @@ def tell(outcome: Outcome) -> str:
     return f"{outcome.code} {outcome.enhanced} {outcome.text}"
 
 
-def describe(answers: broker.Answers, config: Config, target: Target) -> Iterator[str]:
+def describe(answers: Answers, config: Config, target: Target) -> Iterator[str]:
     """The lines about one target: where it is, and what would be in the way."""
     account = target.account
     if account is None:
@@ -93,15 +94,16 @@ def describe(answers: broker.Answers, config: Config, target: Target) -> Iterato
 
 
 def describe_place(
-    answers: broker.Answers, config: Config, target: Target, account: Account
+    answers: Answers, config: Config, target: Target, account: Account
 ) -> Iterator[str]:
     """A mailbox or a file: who owns it, who has locked it, how full it is."""
     is_mailbox = target.kind == "mailbox"
-    identity = answers.as_recipient(account) if is_mailbox else answers.as_user(account)
+    ids = answers.identities
+    enter = ids.as_recipient if is_mailbox else ids.as_user
     place = target.place.rstrip("/")
     is_maildir = place != target.place
     try:
-        with identity:
+        with enter(account):
             status = os.stat(place, follow_symlinks=is_maildir)
             locks = "none, as a Maildir needs none" if is_maildir else lock.describe(place)
     except FileNotFoundError:
@@ -114,12 +116,12 @@ def describe_place(
     yield f"  {describe_status(status)}"
     yield f"  locks: {locks}"
     refusal = None if is_maildir else mbox.refuse(place, status, account.uid)
-    full = answers.judge_quota(target, 1)
+    full = answers.copies.judge_quota(target, 1)
     if refusal or full:
         yield f"  a message would be told {tell(refusal or full or Outcome(250, '', ''))}"
 
 
-def describe_terminals(answers: broker.Answers, target: Target, account: Account) -> Iterator[str]:
+def describe_terminals(answers: Answers, target: Target, account: Account) -> Iterator[str]:
     """What a SEND would meet: the person's terminals, and the answer at RCPT."""
     for row in answers.list_logins()[1]:
         user, device, idle, takes = os.fsdecode(row).rsplit(" ", 3)

@@ -38,6 +38,7 @@ SESSION_COLUMN = [
 ]
 BROKER_COLUMN = [
     "broker",
+    "answers",
     "recipients.fullname",
     "recipients.listing",
     "recipients.expand",
@@ -47,9 +48,10 @@ BROKER_COLUMN = [
     "recipients.destinations",
     "recipients.resolve",
     "recipients.passwd",
+    "delivery.copies",
+    "delivery.deliver",
     "delivery.command",
     "delivery.quota",
-    "delivery.deliver",
     "delivery.maildir",
     "delivery.mbox",
     "delivery.lock",

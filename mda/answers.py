@@ -1,0 +1,309 @@
+"""The requests of one session, answered: what names mean, who is at a terminal, deliveries.
+
+A request is fields from a process that parses what the network says, and is believed in
+nothing: it names targets by their numbers in a table that is kept here (`wire.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import time
+
+from mda import wire
+from mda.config import largest_text
+from mda.delivery.copies import Copies, Message
+from mda.delivery.deliver import run
+from mda.model import VERBS, Outcome, Target, classify_os_error
+from mda.recipients import expand, fullname
+from mda.terminal import sessions, tty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mda.broker import Identities
+    from mda.config import Config
+    from mda.model import Account, Peer
+    from mda.terminal.sessions import Terminal
+
+_CANNOT_TELL = Outcome(451, "4.3.0", "Cannot tell who is logged in on this host")
+_FOUND = Outcome(250, "2.1.5", "Recipient OK")
+_NO_NAMES = Outcome(550, "5.7.1", "Names are not for this peer")
+_NO_TERMINALS = Outcome(451, "4.3.5", "Terminals cannot be written to on this host")
+_ROWS = Outcome(250, "2.0.0", "Rows")
+_TAKEN = Outcome(250, "2.0.0", "Text")
+_MOST_TARGETS = 20_000  # of one transaction
+_LARGEST_DECLARED = 1 << 64
+_LATEST_DEADLINE = 1 << 60
+
+
+class Answers:
+    """The requests of one session, each answered by a frame and maybe a descriptor."""
+
+    def __init__(self, config: Config, peer: Peer, identities: Identities) -> None:
+        self._config = config
+        self._peer = peer
+        self.identities = identities
+        self.host = expand.Host(config, identities.only_uid, identities.as_user)
+        self.copies = Copies(config, identities)
+        # Of the transaction in hand: what its addresses mean, by number.
+        self._targets: list[Target] = []
+        self._numbers: dict[tuple[str, int, str], int] = {}
+        self._rows: list[bytes] = []
+
+    def answer(self, request: list[bytes], fd: int) -> tuple[bytes, int]:
+        """One request; raises WireError for anything but a request of `wire.py`."""
+        match request:
+            case [wire.RESOLVE | wire.EXPAND | wire.VERIFY | wire.ROWS | wire.WHO, *_]:
+                return self._answer_about_names(request), -1
+            case [wire.PROBE, number]:
+                outcome, width = self.probe(self._target(number))
+                return wire.pack_outcome(outcome, b"%d" % width), -1
+            case [wire.SPOOL, form] if form in wire.FORMS:
+                outcome, spool_fd = self.copies.open_spool(form)
+                return wire.pack_outcome(outcome), spool_fd
+            case [wire.TEXT, form, size] if form in wire.FORMS:
+                self.copies.take_text(form, fd, wire.read_number(size, largest_text(self._config)))
+                return wire.pack_outcome(_TAKEN), -1
+            case [wire.DELIVER, *fields]:
+                return wire.pack_outcome(self._deliver(fields)), -1
+        raise wire.WireError("unknown request")
+
+    def _answer_about_names(self, request: list[bytes]) -> bytes:
+        match request:
+            case [wire.RESOLVE, *fields]:
+                outcome, self._rows = self._resolve(fields)
+            case [wire.EXPAND, string]:
+                outcome, self._rows = self._list_members(string)
+            case [wire.WHO]:
+                outcome, self._rows = self.list_logins()
+            case [wire.ROWS, begin]:
+                at = wire.read_number(begin, len(self._rows))
+                return wire.pack_rows(_ROWS, self._rows, at)
+            case [wire.VERIFY, string, kind]:
+                outcome, *names = self._verify(string, may_be_full_name=kind == b"anything")
+                return wire.pack_outcome(outcome, *map(os.fsencode, names))
+            case _:
+                raise wire.WireError("unknown request")
+        return wire.pack_rows(outcome, self._rows)
+
+    def _resolve(self, fields: list[bytes]) -> tuple[Outcome, list[bytes]]:
+        """The targets of one address, as rows for the session; each has a number here."""
+        match fields:
+            case [verb, local_part, size, (b"first" | b"next") as place, origin] if verb in VERBS:
+                declared = wire.read_number(size, _LARGEST_DECLARED)
+            case _:
+                raise wire.WireError("malformed request")
+        if place == b"first":
+            self._begin()
+        is_handed_over = origin == b"handed-over"
+        targets = expand.expand(
+            self.host,
+            local_part,
+            VERBS[verb],
+            is_final=lambda account: is_handed_over and self._is_final(account),
+        )
+        if verb != b"SEND":
+            targets = [self._refuse_full(target, declared) for target in targets]
+        outcome = judge_targets(targets)
+        if outcome.is_done and len(self._targets) + len(targets) > _MOST_TARGETS:
+            outcome = Outcome(452, "4.5.3", "Too many members of too many lists")
+        if not outcome.is_done:
+            return outcome, []
+        rows = []
+        for target in targets:
+            number = self._number(target)
+            fields = [b"%d" % number, target.forms.encode("ascii"), target.address, target.owner]
+            rows.append(wire.pack(*fields))
+        return outcome, rows
+
+    def _is_final(self, account: Account) -> bool:
+        """Is a handed over message for this person to go no further?
+
+        From a program, yes; but a person is no MTA, unless one has made him run us for
+        his own mail.
+        """
+        return self._peer.user in ("", account.user)
+
+    def _begin(self) -> None:
+        """A new transaction: nothing that the last one was told is true any more."""
+        self.host.forget()
+        self._targets.clear()
+        self._numbers.clear()
+        self.copies.begin()
+
+    def _refuse_full(self, target: Target, declared: int) -> Target:
+        """The target, or a failure in the place of a mailbox with no room for that many bytes."""
+        if target.forwards:
+            target.forwards = [self._refuse_full(each, declared) for each in target.forwards]
+            return target
+        full = self.copies.judge_quota(target, max(1, declared))
+        if full is None:
+            return target
+        return Target("failure", None, address=target.address, outcome=full)
+
+    def _number(self, target: Target) -> int:
+        """The target's place in the table; one place that is named twice has one."""
+        known = self._numbers.get(target.key)
+        if known is not None and target.kind != "failure":
+            return known
+        self._targets.append(target)
+        self._numbers[target.key] = len(self._targets) - 1
+        return len(self._targets) - 1
+
+    def _target(self, number: bytes) -> Target:
+        if not self._targets:
+            raise wire.WireError("no such target")
+        return self._targets[wire.read_number(number, len(self._targets) - 1)]
+
+    def _verify(self, string: bytes, *, may_be_full_name: bool) -> tuple[Outcome, str, str]:
+        """Whose mailbox `string` is or, where that is allowed, who is called so."""
+        if not self._peer.may_ask_names:
+            return _NO_NAMES, "", ""
+        if string.lower() == b"postmaster":
+            outcome, account = self.host.find_account(string)
+            return outcome, "postmaster" if account else "", ""
+        self.host.forget()
+        name = expand.name_person(self.host, string)
+        if isinstance(name, Outcome):
+            return name, "", ""
+        outcome, account = self.host.find_account(name)
+        recipients = self._config.recipients
+        if outcome.code == 550 and may_be_full_name and self._config.receiver.vrfy_names:
+            persons = (recipients.uid_min, recipients.uid_max)
+            outcome, user = fullname.find_person(string, persons, self.identities.only_uid)
+            if outcome.is_done:
+                outcome, account = self.host.find_account(os.fsencode(user))
+        if account is None:
+            return outcome, "", ""
+        return outcome, account.user, self._full_name(account.user)
+
+    def _full_name(self, user: str) -> str:
+        try:
+            return fullname.full_name(user)
+        except OSError:
+            return ""
+
+    def _list_members(self, name: bytes) -> tuple[Outcome, list[bytes]]:
+        """One row for each member of a list: local part, domain and full name."""
+        if not self._peer.may_ask_names:
+            return _NO_NAMES, []
+        self.host.forget()
+        found = expand.list_members(self.host, name)
+        if found is None:
+            return Outcome(550, "5.1.1", "No such list here"), []
+        if isinstance(found, Outcome):
+            return found, []
+        rows = []
+        for each in found[:_MOST_TARGETS]:
+            is_ours = not each.domain or self.host.is_ours(each.domain)
+            account = self.host.find_account(each.text)[1] if is_ours else None
+            full_name = self._full_name(account.user) if account else ""
+            rows.append(wire.pack(each.text, each.domain, os.fsencode(full_name)))
+        return Outcome(250, "2.1.5", "Members"), rows
+
+    def probe(self, target: Target) -> tuple[Outcome, int]:
+        """Would a terminal of the target's take the peer's message now, and how wide is it."""
+        try:
+            found = self._find_terminals(target)
+            if isinstance(found, Outcome):
+                return found, 0
+            with self.identities.as_terminal_writer():
+                return tty.probe(found[1], found[0], self.identities.terminal_gid)
+        except OSError as error:
+            return classify_os_error(error, "asking for terminals"), 0
+
+    def _show(self, target: Target, block: bytes) -> Outcome:
+        """An error here is an outcome too: the mailbox may have the message already."""
+        gid = self.identities.terminal_gid
+        try:
+            found = self._find_terminals(target)
+            if isinstance(found, Outcome):
+                return found
+            with self.identities.as_terminal_writer():
+                return tty.show(found[1], found[0], gid, block)
+        except OSError as error:
+            return classify_os_error(error, "writing to a terminal")
+
+    def _find_terminals(self, target: Target) -> tuple[int, list[Terminal]] | Outcome:
+        """Their owner and the candidates for this peer's message, or why there can be none.
+
+        Raises OSError (design, decision 8).
+        """
+        account = target.account
+        if target.kind != "mailbox" or account is None:
+            return target.outcome or Outcome(550, "5.3.3", "No person, and so no terminal")
+        if not self._peer.may_use_terminals:
+            return Outcome(550, "5.7.1", "Terminals are not for this peer")
+        recipients = self._config.recipients
+        is_person = recipients.uid_min <= account.uid <= recipients.uid_max
+        if not is_person and account.uid != self.identities.only_uid:
+            return Outcome(550, "5.7.1", "No terminal messages for this account")
+        if self.identities.terminal_gid == -1:
+            return _NO_TERMINALS
+        logins = sessions.find_terminals(account.uid)
+        return (account.uid, logins.terminals) if logins.is_available else _CANNOT_TELL
+
+    def _deliver(self, fields: list[bytes]) -> Outcome:
+        """One copy, by the verb table: the mailbox's step, and the terminal's."""
+        if len(fields) != 8 or fields[0] not in VERBS:
+            raise wire.WireError("malformed request")
+        verb, number, sender, recipient, prefix, block, clipped, deadline = fields
+        latest = time.monotonic() + self._config.delivery.lock_seconds
+        until = min(wire.read_number(deadline, _LATEST_DEADLINE) / 1000, latest)
+        if not prefix.startswith(b"From ") or not prefix.endswith(b"\n"):
+            raise wire.WireError("a delivery without a From_ line")
+        target = self._target(number)
+        message = Message(sender, recipient, prefix, until)
+        return run(
+            VERBS[verb],
+            clipped == b"clipped",
+            lambda: self.copies.mail(target, message),
+            lambda: self._show(target, block),
+        )
+
+    def list_logins(self) -> tuple[Outcome, list[bytes]]:
+        """Each terminal that somebody sits at: user, device, idle seconds, and y or n."""
+        gid = self.identities.terminal_gid
+        if gid == -1:
+            return _NO_TERMINALS, []
+        rows = []
+        try:
+            found, is_available = sessions.list_logins()
+            with self.identities.as_terminal_writer():
+                for uid, terminal in found:
+                    state = tty.describe(terminal, uid, gid)
+                    if state is not None:
+                        rows.append((uid, terminal.device, *state))
+        except OSError as error:
+            return classify_os_error(error, "asking for terminals"), []
+        if not is_available:
+            return _CANNOT_TELL, []
+        lines = [
+            b"%s %s %d %s" % (os.fsencode(user), os.fsencode(device), idle, takes.encode())
+            for uid, device, idle, takes in rows
+            if (user := _name_of(uid))
+        ]
+        return Outcome(250, "2.0.0", f"{len(lines)} terminals"), lines
+
+
+def judge_targets(targets: list[Target]) -> Outcome:
+    """What RCPT is told about an address with these targets, of which there is one.
+
+    Without a queue one that cannot be reached now holds up the others (decision 3).
+    """
+    outcomes = [
+        judge_targets(each.forwards) if each.forwards else each.outcome or _FOUND
+        for each in targets
+    ]
+    failed = [each for each in outcomes if not each.is_done]
+    for each in failed:
+        if each.is_temporary:
+            return each
+    return _FOUND if len(failed) < len(outcomes) else failed[0]
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
