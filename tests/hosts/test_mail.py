@@ -40,7 +40,8 @@ def test_swaks_delivers_over_the_unix_socket(host: InstalledHost) -> None:
     lines = top.split("\n")
     assert re.fullmatch(r"From bob@example\.org \w{3} \w{3} [ \d]\d [\d:]{8} \d{4}", lines[0])
     assert lines[1] == "Return-Path: <bob@example.org>"
-    assert re.fullmatch(r"Received: from \S+ \(local user bob, uid \d+\)", lines[2])
+    assert lines[2] == f"Delivered-To: alice@{host.name}.example.org"
+    assert re.fullmatch(r"Received: from \S+ \(local user bob, uid \d+\)", lines[3])
     assert f"\tby {host.name}.example.org with ESMTP id " in top
     assert "Subject:" + rest == KEPT
     state = host.run("stat -c '%U:%G %a' /var/mail/alice").stdout.strip()

@@ -61,6 +61,9 @@ def main(wanted: list[str]) -> None:
         for call in wanted or CALLS:
             for error in CALLS[call]:
                 for setting in SETTINGS:
+                    # What strace fails to close stays open, and nobody sees a client's end.
+                    if call == "close" and setting.is_session:
+                        continue
                     begun = time.monotonic()
                     count = len(list(Faults(sandbox, setting).sweep(call, error)))
                     seconds = time.monotonic() - begun

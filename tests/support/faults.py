@@ -18,6 +18,7 @@ from support.sandbox import Sandbox, start_command
 STATUSES = (0, 65, 67, 75, 77)
 BEFORE = b"From x Thu Jan  1 00:00:00 1970\nSubject: before\n\nx\n\n"
 BEFORE_NS = 1_000_000_000 * 1_000_000_000
+NO_SHELL = b"sh: error while loading shared libraries: "
 SCRIPT = Path(__file__).parents[2] / "systemd/mda.sh"
 
 
@@ -97,9 +98,12 @@ class Faults:
             return self._speak(before, config, text)
         words = ["deliver", "--config", config, "-f", "b@x", "-d", "alice"]
         done = self._sandbox.run([*before, *self._command, *words], input=text)
+        if done.stderr.startswith(NO_SHELL):
+            return False  # and nobody of ours was there to say 75
         assert done.returncode in STATUSES, f"{where}: status {done.returncode}: {done.stderr!r}"
-        if done.returncode:
-            assert re.match(rb"[45]\.\d+\.\d+ ", done.stderr), f"{where}: {done.stderr!r}"
+        # Where the fault was in saying so, or in the shell's own descriptors, none may come.
+        if done.returncode and (done.stderr or not where.startswith(("write ", "close "))):
+            assert re.search(rb"(?m)^[45]\.\d+\.\d+ ", done.stderr), f"{where}: {done.stderr!r}"
         return done.returncode == 0
 
     def _speak(self, before: list[str], config: str, text: bytes) -> bool:
