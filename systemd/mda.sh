@@ -27,12 +27,20 @@ leave_client() {
 command=${1-}
 set -- @PROGRAM@ "$@"
 
-# All capabilities but two are given away before anything is read. Where setpriv cannot do
-# that there are none to give away: in a user's shell, in a unit's sandbox.
+# May we limit ourselves? Not in a user's shell, nor in a unit's sandbox, where there is
+# nothing to give away; setpriv, if it were only tried there, would complain in the log.
+has_setpcap() {
+    while read -r name value; do
+        case $name$value in CapEff:*[13579bdf]??) return 0 ;; esac
+    done </proc/self/status
+    return 1
+}
+
+# All capabilities but two are given away before anything is read.
 case $command in
 receive | deliver | serve)
     limit='setpriv --inh-caps=-all --bounding-set=-all,+setuid,+setgid'
-    if $limit true 2>/dev/null; then
+    if has_setpcap && $limit true 2>/dev/null; then
         set -- $limit "$@"
     fi
     ;;

@@ -456,13 +456,19 @@ def test_root_gives_all_capabilities_but_two_away(tmp_path: Path, word: str) -> 
 
 def test_user_who_can_give_nothing_away_gets_the_program_all_the_same(tmp_path: Path) -> None:
     command = write_command(tmp_path, "id -u; exit 65")
+    # The real one would write a line to the system's log.
+    (tmp_path / "setpriv").write_text("#!/bin/sh\necho setpriv was tried\nexit 1\n")
+    (tmp_path / "setpriv").chmod(0o755)
     folder = tmp_path
     while folder != Path("/"):
         if folder.owner() == "root" and folder.stat().st_mode & 0o077 == 0:
             folder.chmod(0o711)
         folder = folder.parent
 
-    done = subprocess.run([command, "deliver"], capture_output=True, check=False, user=65_534)
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(
+        [command, "deliver"], capture_output=True, check=False, user=65_534, env=path
+    )
 
     assert (done.returncode, done.stdout) == (65, b"65534\n")
     assert done.stderr == b""
