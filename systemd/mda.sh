@@ -4,16 +4,22 @@
 
 # An MTA bounces the mail when its delivery command ends with 1, 2, 126 or 127, which is how
 # an interpreter ends that a system upgrade has broken: whatever is unknown becomes 75, try
-# later. The answer counts, so wait for it when the MTA wants us to end.
+# later. MTAs quote the first line, so what Python or this shell complains of comes behind
+# ours. The answer counts, so wait for it when the MTA wants us to end.
 deliver() {
     trap : HUP INT TERM
-    "$@"
+    (: 3>&1) 2>/dev/null || exec >/dev/null
+    { errors=$("$@" 2>&1 >&3 3>&-); } 3>&1
     status=$?
     case $status in
-    0 | 65 | 67 | 75 | 77) exit $status ;;
+    0 | 65 | 67 | 75 | 77) ;;
+    *)
+        echo "4.3.0 mda has failed (exit status $status)" >&2
+        status=75
+        ;;
     esac
-    echo "4.3.0 mda has failed (exit status $status)" >&2
-    exit 75
+    test -z "$errors" || printf '%s\n' "$errors" >&2
+    exit $status
 }
 
 # Under inetd standard error is the client's connection: nobody's diagnostics belong there.
