@@ -51,6 +51,7 @@ SURVIVING = 0.5  # of the writes that no flush has followed
 SIZES = (0, 100, 5_000, 60_000, 400_000, 1_500_000)  # the last does not stay in memory
 WEIGHTS = (4, 8, 8, 4, 2, 1)
 UP_SECONDS = 300
+BOOTS = 3
 
 # Ports inside: the two ways in, and two for the test itself.
 SMTP, LMTP, ARCHIVE, CLEAR = 2525, 2424, 2323, 2222
@@ -248,14 +249,15 @@ class Machine:
         options += ["-device", "virtio-net-pci,netdev=wire"]
         return ["qemu-system-x86_64", *options]
 
-    def wait_until_up(self) -> None:
-        """Until both ways in say their greeting."""
+    def is_up(self) -> bool:
+        """Wait until both ways in say their greeting; False if qemu itself has crashed."""
         for inside in (SMTP, LMTP):
-            wait_until(partial(self._greets, inside), "the machine is up", UP_SECONDS)
+            wait_until(partial(self._is_settled, inside), "the machine is up", UP_SECONDS)
+        return self._qemu.poll() is None
 
-    def _greets(self, inside: int) -> bool:
+    def _is_settled(self, inside: int) -> bool:
         if self._qemu.poll() is not None:
-            raise SystemExit(f"qemu has ended; see {self._console.name}")
+            return True
         try:
             with socket.create_connection(("127.0.0.1", self.ports[inside]), 20) as connection:
                 return connection.recv(3) == b"220"
@@ -278,6 +280,20 @@ class Machine:
         self._console.close()
 
 
+def boot() -> Machine:
+    """A machine that is up. qemu crashes now and then, before anything has happened."""
+    for _ in range(BOOTS):
+        machine = Machine()
+        try:
+            if machine.is_up():
+                return machine
+        except BaseException:
+            machine.cut()
+            raise
+        machine.cut()
+    raise SystemExit(f"qemu has crashed {BOOTS} times")
+
+
 class Load:
     """Clients that send mail until the machine is gone."""
 
@@ -286,15 +302,17 @@ class Load:
         self._counts = counts
         self._numbers = itertools.count(counts.number)
         self._lock = threading.Lock()
+        self._all_connected = threading.Barrier(2 * CLIENTS + 1)
         self._threads = [
             threading.Thread(target=self._send_all, args=(user,))
             for user in ("alice", "bob") * CLIENTS
         ]
 
     def start(self) -> None:
-        """Let them all begin."""
+        """Let them all begin, as soon as the last has been greeted."""
         for thread in self._threads:
             thread.start()
+        self._all_connected.wait(UP_SECONDS)
 
     def join(self) -> None:
         """Until all have seen that the machine is gone."""
@@ -304,6 +322,7 @@ class Load:
     def _send_all(self, user: str) -> None:
         try:
             with self.connect(user) as client:
+                self._all_connected.wait(UP_SECONDS)
                 while True:
                     self.send(client, user)
         except (OSError, smtplib.SMTPException):
@@ -387,9 +406,8 @@ def check(machine: Machine, load: Load, counts: Counts) -> None:
 
 def cut_once(counts: Counts) -> None:
     """Boot, check what the last cut has left, load, and cut at a random moment."""
-    machine = Machine()
+    machine = boot()
     try:
-        machine.wait_until_up()
         load = Load(machine, counts)
         check(machine, load, counts)
         if counts.cuts % 2:
@@ -414,9 +432,8 @@ def main() -> None:
         began = time.monotonic()
         cut_once(counts)
         print(f"{counts} ({time.monotonic() - began:.0f} s)", flush=True)
-    machine = Machine()
+    machine = boot()
     try:
-        machine.wait_until_up()
         check(machine, Load(machine, counts), counts)
     finally:
         machine.cut()
