@@ -8,7 +8,9 @@ way round: whoever holds the fcntl lock and sees our dotlock knows that its writ
 A dotlock of ours holds three lines: the PID, as liblockfile and procmail read it; `mda1`,
 the process's start time, the boot, the mailbox's device and inode, its size before the
 message and the message's size; and the message's From_ line. From that the next delivery
-undoes an append that a kill cut short (design, decision 3).
+undoes an append that a kill or a power cut made short (design, decision 3). So the record
+is on the disk before it has a name, and has its name before the mailbox grows: journals
+keep that order.
 """
 
 from __future__ import annotations
@@ -365,6 +367,8 @@ def _create_dotlock(dir_fd: int, name: str, record: bytes) -> int:
 
     Raises FileExistsError if there is one, OSError if none can be made.
     """
+    if _exists(name, dir_fd):
+        raise FileExistsError(errno.EEXIST, "locked", name)  # known without a flush
     flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
     try:
         fd = os.open(".", flags, 0o444, dir_fd=dir_fd)
@@ -398,10 +402,19 @@ def _create_dotlock_by_name(dir_fd: int, name: str, record: bytes) -> int:
     return fd
 
 
+def _exists(name: str, dir_fd: int) -> bool:
+    try:
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _fill_dotlock(fd: int, record: bytes) -> None:
     os.fchmod(fd, 0o444)  # whatever the umask: the PID is for everybody to read
     if os.write(fd, record) != len(record):
         raise OSError(errno.ENOSPC, "lock file cut short")
+    os.fsync(fd)
 
 
 def _clear_dead_dotlock(lock: MailboxLock) -> str | None:
@@ -457,10 +470,16 @@ def _read_dotlock(lock: MailboxLock) -> tuple[os.stat_result | None, bytes]:
 
 
 def _can_repair_by(record: Record, status: os.stat_result, mailbox: os.stat_result) -> bool:
-    """Is it a record of the mailbox's own user, about this very file, by a dead process."""
+    """Is it a record of the mailbox's own user, about this very file, by a dead process.
+
+    The next boot may number devices otherwise; the inode stays.
+    """
+    device, inode = record.file
+    is_this_boot = record.boot == _own_stamp()[1]
     return (
         status.st_uid == os.geteuid()
-        and record.file == (mailbox.st_dev, mailbox.st_ino)
+        and inode == mailbox.st_ino
+        and (device == mailbox.st_dev or not is_this_boot)
         and has_died(record.pid, record.start, record.boot)
     )
 
@@ -490,6 +509,9 @@ def _undo_half_message(lock: MailboxLock, record: Record) -> None:
 
 def _is_half_message(lock: MailboxLock, record: Record, end: int) -> bool:
     head = os.pread(lock.fd, 2 + len(record.from_line), record.size)
+    if head.startswith(b"\0"):
+        # After a power cut: the mailbox has grown, and what was written there is lost.
+        return not _has_other_message(lock, record.size, end)
     blank = min(2, len(head) - len(head.lstrip(b"\n")))
     from_line = head[blank : blank + len(record.from_line)]
     begin = record.size + blank

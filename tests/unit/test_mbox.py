@@ -153,22 +153,27 @@ def test_mailbox_has_new_mail_for_the_shell(box: Path) -> None:
 def test_mailbox_and_new_name_are_synced_before_success(
     box: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: list[tuple[bool, int]] = []
+    synced: list[tuple[str, int]] = []
     real_fsync = os.fsync
 
     def fsync(fd: int) -> None:
         real_fsync(fd)
         status = os.fstat(fd)
-        is_directory = stat.S_ISDIR(status.st_mode)
-        synced.append((is_directory, -1 if is_directory else status.st_size))
+        if status.st_nlink == 0:
+            record = Path(f"/proc/self/fd/{fd}").read_bytes()
+            assert record.startswith(b"%d\nmda1 " % os.getpid())
+            synced.append(("lock without a name", box.stat().st_size))
+        else:
+            kind = "directory" if stat.S_ISDIR(status.st_mode) else "mailbox"
+            synced.append((kind, box.stat().st_size))
 
     monkeypatch.setattr(os, "fsync", fsync)
     append(box)
     size = box.stat().st_size
-    assert synced == [(False, size), (True, -1)]
+    assert synced == [("lock without a name", 0), ("mailbox", size), ("directory", size)]
     synced.clear()
     append(box)
-    assert synced == [(False, 2 * size)]
+    assert synced == [("lock without a name", size), ("mailbox", 2 * size)]
 
 
 def test_recipients_own_rights_suffice_in_the_spool(public_spool: Path) -> None:
@@ -306,7 +311,14 @@ def fail(*_: object) -> NoReturn:
 
 def test_failed_sync_is_undone(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box.write_bytes(OLD)
-    monkeypatch.setattr(os, "fsync", fail)
+    real_fsync = os.fsync
+
+    def fsync(fd: int) -> None:
+        if os.path.samestat(os.fstat(fd), box.stat()):
+            fail()
+        real_fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     assert append(box).code == 451
     assert box.read_bytes() == OLD
 
