@@ -4,16 +4,22 @@
 
 # An MTA bounces the mail when its delivery command ends with 1, 2, 126 or 127, which is how
 # an interpreter ends that a system upgrade has broken: whatever is unknown becomes 75, try
-# later. The answer counts, so wait for it when the MTA wants us to end.
+# later. MTAs quote the first line, so what Python or this shell complains of comes behind
+# ours. The answer counts, so wait for it when the MTA wants us to end.
 deliver() {
     trap : HUP INT TERM
-    "$@"
+    (: 3>&1) 2>/dev/null || exec >/dev/null
+    { errors=$("$@" 2>&1 >&3 3>&-); } 3>&1
     status=$?
     case $status in
-    0 | 65 | 67 | 75 | 77) exit $status ;;
+    0 | 65 | 67 | 75 | 77) ;;
+    *)
+        echo "4.3.0 mda has failed (exit status $status)" >&2
+        status=75
+        ;;
     esac
-    echo "4.3.0 mda has failed (exit status $status)" >&2
-    exit 75
+    test -z "$errors" || printf '%s\n' "$errors" >&2
+    exit $status
 }
 
 # Under inetd standard error is the client's connection: nobody's diagnostics belong there.
@@ -27,12 +33,20 @@ leave_client() {
 command=${1-}
 set -- @PROGRAM@ "$@"
 
-# All capabilities but two are given away before anything is read. Where setpriv cannot do
-# that there are none to give away: in a user's shell, in a unit's sandbox.
+# May we limit ourselves? Not in a user's shell, nor in a unit's sandbox, where there is
+# nothing to give away; setpriv, if it were only tried there, would complain in the log.
+has_setpcap() {
+    while read -r name value; do
+        case $name$value in CapEff:*[13579bdf]??) return 0 ;; esac
+    done </proc/self/status
+    return 1
+}
+
+# All capabilities but two are given away before anything is read.
 case $command in
 receive | deliver | serve)
     limit='setpriv --inh-caps=-all --bounding-set=-all,+setuid,+setgid'
-    if $limit true 2>/dev/null; then
+    if has_setpcap && $limit true 2>/dev/null; then
         set -- $limit "$@"
     fi
     ;;

@@ -73,7 +73,9 @@ def command(
 def deliver(sender: str, users: list[str], extension: str, verb: Verb, config_file: str) -> int:
     """Deliver as root by our own broker, as anybody else by the daemon's."""
     users = users or [pwd.getpwuid(os.getuid()).pw_name]
-    sender = sender.strip().removeprefix("<").removesuffix(">")
+    sender = sender.strip()
+    if sender.startswith("<") and sender.endswith(">"):
+        sender = sender[1:-1]
     if sender == "MAILER-DAEMON":
         sender = ""
     if os.geteuid() == 0:

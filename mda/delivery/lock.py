@@ -9,7 +9,9 @@ Where it is asked for, flock(2) comes between the two.
 A dotlock of ours holds three lines: the PID, as liblockfile and procmail read it; `mda1`,
 the process's start time, the boot, the mailbox's device and inode, its size before the
 message and the message's size; and the message's From_ line. From that the next delivery,
-or a repair, undoes an append that a kill cut short (design, decision 3).
+or a repair, undoes an append that a kill or a power cut made short (design, decision 3).
+For the latter the record is an attribute of the file as well, which has reached the disk
+when the name has, and that before the mailbox has grown: journals keep this order.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ REFRESH_SECONDS = 15
 _SHORTEST_PAUSE = 0.04
 _LONGEST_PAUSE = 0.3
 _LONGEST_RECORD = 1024
+_RECORD_ATTRIBUTE = "user.mda.record"
 _LONGEST_FROM_LINE = 400
 _BLOCK = 256 * 1024
 _STRUCT_FLOCK = "hhqqi"
@@ -433,7 +436,7 @@ def _create_dotlock(dir_fd: int, name: str, record: bytes) -> int:
     """
     flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
     try:
-        fd = os.open(".", flags, 0o444, dir_fd=dir_fd)
+        fd = os.open(".", flags, 0o600, dir_fd=dir_fd)
     except OSError as error:
         if error.errno in _NO_TMPFILE:
             return _create_dotlock_by_name(dir_fd, name, record)
@@ -454,7 +457,7 @@ def _create_dotlock(dir_fd: int, name: str, record: bytes) -> int:
 def _create_dotlock_by_name(dir_fd: int, name: str, record: bytes) -> int:
     """The same in two steps, for file systems without O_TMPFILE and hosts without /proc."""
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, 0o444, dir_fd=dir_fd)
+    fd = os.open(name, flags, 0o600, dir_fd=dir_fd)
     try:
         _fill_dotlock(fd, record)
     except OSError:
@@ -465,9 +468,18 @@ def _create_dotlock_by_name(dir_fd: int, name: str, record: bytes) -> int:
 
 
 def _fill_dotlock(fd: int, record: bytes) -> None:
-    os.fchmod(fd, 0o444)  # whatever the umask: the PID is for everybody to read
+    """Write the record, also where a power cut cannot part it from the lock's name.
+
+    An attribute reaches the disk with the name, as journals order it, and the file's text
+    may come later. Where there are no attributes the text is flushed.
+    """
     if os.write(fd, record) != len(record):
         raise OSError(errno.ENOSPC, "lock file cut short")
+    try:
+        os.setxattr(fd, _RECORD_ATTRIBUTE, record)
+    except OSError:
+        os.fsync(fd)
+    os.fchmod(fd, 0o444)  # whatever the umask: the PID is for everybody to read
 
 
 def _clear_dead_dotlock(lock: MailboxLock) -> str | None:
@@ -516,16 +528,33 @@ def _read_dotlock(dir_fd: int, name: str) -> tuple[os.stat_result | None, bytes]
         return status, b""
     try:
         status = os.fstat(fd)
-        return status, os.read(fd, _LONGEST_RECORD) if stat.S_ISREG(status.st_mode) else b""
+        return status, _read_record(fd) if stat.S_ISREG(status.st_mode) else b""
     finally:
         os.close(fd)
 
 
+def _read_record(fd: int) -> bytes:
+    """The dotlock's text, or what it should be where a power cut has taken that away."""
+    text = os.read(fd, _LONGEST_RECORD)
+    if text.strip(b"\0"):
+        return text
+    try:
+        return os.getxattr(fd, _RECORD_ATTRIBUTE)[:_LONGEST_RECORD]
+    except OSError:
+        return text
+
+
 def _can_repair_by(record: Record, status: os.stat_result, mailbox: os.stat_result) -> bool:
-    """Is it a record of the mailbox's own user, about this very file, by a dead process."""
+    """Is it a record of the mailbox's own user, about this very file, by a dead process.
+
+    The next boot may number devices otherwise; the inode stays.
+    """
+    device, inode = record.file
+    is_this_boot = record.boot == _own_stamp()[1]
     return (
         status.st_uid == os.geteuid()
-        and record.file == (mailbox.st_dev, mailbox.st_ino)
+        and inode == mailbox.st_ino
+        and (device == mailbox.st_dev or not is_this_boot)
         and has_died(record.pid, record.start, record.boot)
     )
 
@@ -555,6 +584,9 @@ def _undo_half_message(lock: MailboxLock, record: Record) -> None:
 
 def _is_half_message(lock: MailboxLock, record: Record, end: int) -> bool:
     head = os.pread(lock.fd, 2 + len(record.from_line), record.size)
+    if head.startswith(b"\0"):
+        # After a power cut: the mailbox has grown, and what was written there is lost.
+        return not _has_other_message(lock, record.size, end)
     blank = min(2, len(head) - len(head.lstrip(b"\n")))
     from_line = head[blank : blank + len(record.from_line)]
     begin = record.size + blank

@@ -1,8 +1,8 @@
 """The booted hosts of a test run: one Debian 12, one Debian 13, with mda as README says.
 
 `host` is a host on which the README's first command has been run and the checkout is
-gone. A host that cannot be built, booted or installed on fails the tests; none is
-skipped.
+gone; `agents` are more of them, each with a transport agent. A host that cannot be built,
+booted or installed on fails the tests; none is skipped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from hosts.agents import AGENTS, start_agent
 from hosts.host import SUITES, InstalledHost, free_port, start
 
 Starting = dict[str, Future[InstalledHost]]
@@ -47,3 +48,14 @@ def port(host: InstalledHost) -> int:
     port = free_port()
     host.run(f"mda install --now --listen 127.0.0.1:{port}")
     return port
+
+
+@pytest.fixture(scope="session")
+def agents() -> Iterator[Starting]:
+    """The hosts of all transport agents, getting up side by side."""
+    with ThreadPoolExecutor() as pool:
+        futures = {name: pool.submit(start_agent, name) for name in AGENTS}
+        yield futures
+        for future in futures.values():
+            if not future.exception():
+                future.result().stop()

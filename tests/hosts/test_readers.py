@@ -14,7 +14,6 @@ import pytest
 
 from hosts.corpus import below_added_lines, make_corpus, number_of, read_mbox
 from hosts.host import InstalledHost
-from hosts.test_mtas import install_package
 
 PACKAGES = "dovecot-imapd mutt s-nail procmail bsdutils libpython3.11-testsuite"
 # What CPython's own tests of its email package parse: headers and bodies of every odd kind.
@@ -51,7 +50,8 @@ def reading() -> Iterator[InstalledHost]:
     host = InstalledHost("readers", tree="debian12")
     try:
         host.boot()
-        install_package(host, PACKAGES)
+        install = f"apt-get install -y -q --no-install-recommends {PACKAGES}"
+        host.run(f"apt-get update -q; DEBIAN_FRONTEND=noninteractive {install}", timeout=600)
         host.install()
         host.run("rm -f /var/mail/alice")
         deliver_all(host)

@@ -428,7 +428,34 @@ def test_deliver_becomes_75_where_python_is_broken(tmp_path: Path, fault: str) -
     done = subprocess.run([command, "deliver"], capture_output=True, check=False)
 
     assert done.returncode == 75
-    assert b"4.3.0 mda has failed" in done.stderr
+    assert done.stderr.startswith(b"4.3.0 mda has failed (exit status 12")
+    assert b"program" in done.stderr, "what the shell says of it"
+
+
+def test_complaints_of_python_come_behind_the_line_that_mtas_quote(tmp_path: Path) -> None:
+    program = "cat >/dev/null; echo Traceback >&2; echo out; echo File >&2; exit 1"
+    done = run_command(tmp_path, program, "deliver")
+
+    assert (done.returncode, done.stdout) == (75, "out\n")
+    assert done.stderr == "4.3.0 mda has failed (exit status 1)\nTraceback\nFile\n"
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-"])
+def test_deliver_with_nowhere_to_complain_keeps_its_status(
+    tmp_path: Path, redirection: str
+) -> None:
+    command = write_command(tmp_path, "echo '5.1.1 <a> No' >&2; exit 67")
+    line = f'"$0" deliver {redirection}'
+
+    assert subprocess.run(["sh", "-c", line, command], check=False).returncode == 67
+
+
+def test_what_deliver_itself_says_is_passed_on(tmp_path: Path) -> None:
+    said = "echo '5.1.1 <a> No'; echo '5.1.1 <b> No'"
+    done = run_command(tmp_path, f"{{ {said}; }} >&2; exit 67", "deliver")
+
+    assert (done.returncode, done.stdout) == (67, "")
+    assert done.stderr == "5.1.1 <a> No\n5.1.1 <b> No\n"
 
 
 def test_deliver_answers_though_it_is_told_to_end(tmp_path: Path) -> None:
@@ -456,13 +483,19 @@ def test_root_gives_all_capabilities_but_two_away(tmp_path: Path, word: str) -> 
 
 def test_user_who_can_give_nothing_away_gets_the_program_all_the_same(tmp_path: Path) -> None:
     command = write_command(tmp_path, "id -u; exit 65")
+    # The real one would write a line to the system's log.
+    (tmp_path / "setpriv").write_text("#!/bin/sh\necho setpriv was tried\nexit 1\n")
+    (tmp_path / "setpriv").chmod(0o755)
     folder = tmp_path
     while folder != Path("/"):
         if folder.owner() == "root" and folder.stat().st_mode & 0o077 == 0:
             folder.chmod(0o711)
         folder = folder.parent
 
-    done = subprocess.run([command, "deliver"], capture_output=True, check=False, user=65_534)
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(
+        [command, "deliver"], capture_output=True, check=False, user=65_534, env=path
+    )
 
     assert (done.returncode, done.stdout) == (65, b"65534\n")
     assert done.stderr == b""

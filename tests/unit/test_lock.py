@@ -412,6 +412,11 @@ def with_tail(spool: Path, dotlock: Path, pid: int, tail: bytes, length: int = 1
         HALF.replace(b"\nFrom", b"\n>From"),
         b"\n\n" + HALF.replace(b"\nFrom", b"\n>From"),
         FROM_LINE + b"x\n" * 400_000,
+        # A power cut leaves these: the mailbox had grown, but not all that was in it.
+        b"\0",
+        b"\0" * 4096,
+        b"\0" * 3000 + b"and so on\n>From there\n",
+        b"\0" * 1_000_001,
     ],
 )
 def test_half_message_of_a_dead_process_is_cut_off(
@@ -439,6 +444,8 @@ FOREIGN = b"From carol Tue Jan  6 10:00:01 2026\n\nher message\n\n"
         (FROM_LINE + b"x" * (256 * 1024 - 3) + b"\n" + FOREIGN, 1_000_000),
         (FOREIGN, 1000),
         (b"\n\n\n", 1000),
+        (b"\0" * 3000 + b"\n" + FOREIGN, 10_000),
+        (FROM_LINE + b"whole\0\0\n", len(FROM_LINE) + 8),
         (FROM_LINE + b"whole", len(FROM_LINE) + 5),
         (b"\n\n" + FROM_LINE + b"whole\n\n", len(FROM_LINE) + 5),
     ],
@@ -450,6 +457,56 @@ def test_whole_or_foreign_text_after_a_dead_process_is_kept(
     must_acquire(spool, 5).release()
     assert spool.read_bytes() == before + tail
     assert not dotlock.exists()
+
+
+def test_half_message_is_cut_off_though_this_boot_numbers_devices_otherwise(
+    spool: Path, dotlock: Path, dead_pid: int
+) -> None:
+    before = spool.read_bytes()
+    status = spool.stat()
+    elsewhere = (status.st_dev + 1, status.st_ino)
+    record = lock.Record(dead_pid, b"1", b"earlier", elsewhere, len(before), 1000, FROM_LINE)
+    dotlock.write_bytes(record.format())
+    spool.write_bytes(before + FROM_LINE)
+    must_acquire(spool, 5).release()
+    assert spool.read_bytes() == before
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 200])
+def test_half_message_is_cut_off_though_the_power_cut_took_the_records_text(
+    spool: Path, dotlock: Path, dead_pid: int, left: bytes
+) -> None:
+    before = spool.read_bytes()
+    place = (spool.stat().st_dev, spool.stat().st_ino)
+    record = lock.Record(dead_pid, b"1", b"earlier", place, len(before), 1000, FROM_LINE)
+    fd = lock._create_dotlock(os.open(spool.parent, os.O_PATH), dotlock.name, record.format())
+    os.close(fd)
+    dotlock.write_bytes(left)
+    spool.write_bytes(before + FROM_LINE + b"half")
+    must_acquire(spool, 5).release()
+    assert spool.read_bytes() == before
+    assert not dotlock.exists()
+
+
+def test_without_attributes_the_records_text_is_on_the_disk_before_it_has_a_name(
+    spool: Path, dotlock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+    real_fsync = os.fsync
+
+    def fsync(fd: int) -> None:
+        real_fsync(fd)
+        assert not dotlock.exists()
+        synced.append(Path(f"/proc/self/fd/{fd}").read_bytes())
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "no attributes here")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "setxattr", refuse)
+    held = must_acquire(spool, 5)
+    assert synced == [dotlock.read_bytes()]
+    held.release()
 
 
 def test_planted_record_of_another_user_cuts_nothing_off(

@@ -357,7 +357,14 @@ def fail(*_: object) -> NoReturn:
 
 def test_failed_sync_is_undone(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box.write_bytes(OLD)
-    monkeypatch.setattr(os, "fsync", fail)
+    real_fsync = os.fsync
+
+    def fsync(fd: int) -> None:
+        if os.path.samestat(os.fstat(fd), box.stat()):
+            fail()
+        real_fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     assert append(box).code == 451
     assert box.read_bytes() == OLD
 

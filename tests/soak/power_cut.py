@@ -1,0 +1,447 @@
+"""A host whose power is cut while mail arrives: what got its 250 is there afterwards.
+
+    python tests/soak/power_cut.py [CUTS]
+
+Run it as root; it needs qemu-system-x86, linux-image-cloud-amd64, initramfs-tools, what the
+host tests need, and 3 GiB under /var/tmp. A Debian 12 with mda, installed by the README's
+command, boots in a virtual machine. Clients outside send it mail, by SMTP into an mbox and
+by LMTP into a Maildir, and note every 250. At a random moment the machine is killed.
+
+Its disk has a cache that forgets: of what was written after the last flush only a random
+half reaches the disk. The next boot gets one more message for each mailbox, and then every
+message that got its 250 must be there, each one whole, and no half of any other.
+
+The disk and the counts stay in DIRECTORY, and the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import smtplib
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from hosts.corpus import below_added_lines, number_of, read_mbox
+from hosts.host import InstalledHost, free_port, wait_until
+
+DIRECTORY = Path("/var/tmp/mda-power-cut")
+DISK, INITRD, COUNTS = DIRECTORY / "disk", DIRECTORY / "initrd", DIRECTORY / "counts.json"
+DISK_SIZE = 2 << 30
+LOAD_SECONDS = 8.0  # the cut comes at a random moment of these
+CLIENTS = 3  # for each mailbox
+SURVIVING = 0.5  # of the writes that no flush has followed
+SIZES = (0, 100, 5_000, 60_000, 400_000, 1_500_000)  # the last does not stay in memory
+WEIGHTS = (4, 8, 8, 4, 2, 1)
+UP_SECONDS = 300
+BOOTS = 3
+
+# Ports inside: the two ways in, and two for the test itself.
+SMTP, LMTP, ARCHIVE, CLEAR = 2525, 2424, 2323, 2222
+PREPARATION = f"""
+set -e
+mda install --listen 0.0.0.0:{SMTP} --listen lmtp+0.0.0.0:{LMTP}
+sed 's|^#mailbox = .*|mailbox = "{{home}}/Maildir/"|' /etc/mda/mda.toml > /etc/mda/maildir.toml
+mkdir -p /etc/systemd/system/mda-lmtp@.service.d
+cat > /etc/systemd/system/mda-lmtp@.service.d/maildir.conf <<END
+[Service]
+ExecStart=
+ExecStart=/usr/local/bin/mda receive --protocol lmtp --config /etc/mda/maildir.toml
+END
+serve() {{
+    cat > /etc/systemd/system/$1.socket <<END
+[Socket]
+ListenStream=0.0.0.0:$2
+Accept=yes
+[Install]
+WantedBy=sockets.target
+END
+    cat > /etc/systemd/system/$1@.service <<END
+[Service]
+StandardInput=socket
+StandardError=journal
+ExecStart=$3
+END
+    systemctl enable -q $1.socket
+}}
+serve archive {ARCHIVE} '/bin/tar -C / -c var/mail home/bob'
+serve clear {CLEAR} '/bin/sh -c "rm -rf /var/mail/* /home/bob/Maildir; sync; echo done"'
+cat > /etc/systemd/network/wire.network <<END
+[Match]
+Type=ether
+[Network]
+Address=10.0.2.15/24
+END
+systemctl enable -q systemd-networkd
+systemctl disable -q ssh openbsd-inetd e2scrub_reap || true
+systemctl mask -q systemd-networkd-wait-online getty@tty1 man-db.timer dpkg-db-backup.timer
+echo '/dev/vda / ext4 defaults 0 1' > /etc/fstab
+"""
+MODULES = "virtio_pci\nvirtio_blk\nvirtio_net\next4\n"
+
+# The log of qemu's blklogwrites driver: a head of one sector, then entries, each a sector
+# (where in the disk, how many sectors, flags, the length of a mark) and the data of a write:
+# the format of the kernel's dm-log-writes.
+SECTOR = 512
+ENTRY = struct.Struct("<QQQQ")
+FLUSH, OTHERS = 1, ~1
+
+
+@dataclass
+class Counts:
+    """What all runs have seen; `kept` holds, by mailbox, the numbers that got their 250."""
+
+    cuts: int = 0
+    sent: int = 0
+    accepted: int = 0
+    deferred: int = 0
+    writes: int = 0
+    writes_lost: int = 0
+    torn: int = 0
+    number: int = 0
+    kept: dict[str, list[int]] = field(default_factory=lambda: {"alice": [], "bob": []})
+
+    @classmethod
+    def load(cls) -> Self:
+        return cls(**json.loads(COUNTS.read_text())) if COUNTS.exists() else cls()
+
+    def save(self) -> None:
+        fresh = COUNTS.with_suffix(".new")
+        fresh.write_text(json.dumps(asdict(self)))
+        fresh.rename(COUNTS)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cuts} cuts, {self.sent} messages begun, {self.accepted} got 250, "
+            f"{self.deferred} deferred, {self.torn} halves seen before the next delivery; "
+            f"{self.writes_lost} of {self.writes} writes lost"
+        )
+
+
+def make_message(number: int) -> bytes:
+    """The message of that number, with LF line ends: the same one whenever asked for."""
+    chance = random.Random(number)  # noqa: S311 (no secret)
+    (size,) = chance.choices(SIZES, WEIGHTS)
+    lines = [b"X-Number: %d\n" % number, b"Subject: before the cut\n\n"]
+    block = chance.randbytes(3000).hex().encode()
+    for at in range(0, size, 70):
+        start = b"From " if at % 7000 == 0 else b""
+        lines.append(start + block[at % 5900 : at % 5900 + 69 - len(start)] + b"\n")
+    return b"".join(lines)
+
+
+# -- the disk -------------------------------------------------------------------------
+
+
+def build() -> None:
+    """The disk of a Debian 12 on which README's command has been run, and its initrd."""
+    DIRECTORY.mkdir(exist_ok=True)
+    confdir = DIRECTORY / "initramfs"
+    shutil.copytree("/etc/initramfs-tools", confdir, dirs_exist_ok=True)
+    (confdir / "modules").write_text(MODULES)
+    (confdir / "conf.d/modules").write_text("MODULES=list\n")
+    subprocess.run(["mkinitramfs", "-d", confdir, "-o", INITRD, kernel_version()], check=True)
+    host = InstalledHost("powercut", tree="debian12")
+    try:
+        host.boot()
+        host.install()
+        host.run(PREPARATION)
+        fresh = DISK.with_suffix(".new")
+        with fresh.open("wb") as file:
+            file.truncate(DISK_SIZE)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-d", host.root, fresh], check=True)
+        fresh.rename(DISK)
+    finally:
+        host.stop()
+
+
+def kernel_version() -> str:
+    """The newest of the cloud kernels that are installed here."""
+    names = sorted(
+        Path("/boot").glob("vmlinuz-*-cloud-amd64"), key=lambda path: path.stat().st_mtime
+    )
+    if not names:
+        raise SystemExit("install linux-image-cloud-amd64 first")
+    return names[-1].name.removeprefix("vmlinuz-")
+
+
+def read_log(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """The entries of a log in their order: flags, offset in the disk, data written."""
+    with path.open("rb") as log:
+        log.seek(SECTOR)
+        while len(head := log.read(SECTOR)) == SECTOR:
+            sector, count, flags, _ = ENTRY.unpack_from(head)
+            data = log.read(count * SECTOR)
+            # The entry that the cut came upon is all zeros, or not there in full.
+            if len(data) < count * SECTOR or not (flags or count):
+                return
+            if flags & OTHERS:
+                raise SystemExit(f"a write of another kind: {flags}")
+            yield flags, sector * SECTOR, data
+
+
+def forget_unflushed(log: Path, counts: Counts) -> None:
+    """Bring to the disk what its cache has let go, and half of the rest."""
+    entries = list(read_log(log))
+    flushes = [at for at, (flags, _, _) in enumerate(entries) if flags & FLUSH]
+    last = flushes[-1] if flushes else 0
+    with DISK.open("r+b") as disk:
+        for at, (_, offset, data) in enumerate(entries):
+            counts.writes += bool(data)
+            if at > last and random.random() > SURVIVING:  # noqa: S311 (no secret)
+                counts.writes_lost += bool(data)
+                continue
+            disk.seek(offset)
+            disk.write(data)
+
+
+# -- the machine ----------------------------------------------------------------------
+
+
+class Machine:
+    """The virtual machine, from its boot to the cut. `ports` leads to those inside."""
+
+    def __init__(self) -> None:
+        self.ports = {inside: free_port() for inside in (SMTP, LMTP, ARCHIVE, CLEAR)}
+        self.log = DIRECTORY / "writes"
+        running = DIRECTORY / "running"
+        subprocess.run(["cp", "--sparse=always", "--reflink=auto", DISK, running], check=True)
+        self.log.unlink(missing_ok=True)
+        self.log.touch()
+        self._console = (DIRECTORY / "console").open("wb")
+        self._qemu = subprocess.Popen(
+            self._command(running),
+            stdin=subprocess.DEVNULL,
+            stdout=self._console,
+            stderr=subprocess.STDOUT,
+        )
+
+    def _command(self, running: Path) -> list[str]:
+        version = kernel_version()
+        forward = ",".join(
+            f"hostfwd=tcp:127.0.0.1:{outside}-10.0.2.15:{inside}"
+            for inside, outside in self.ports.items()
+        )
+        logged = f"driver=blklogwrites,node-name=disk,file.driver=file,file.filename={running}"
+        options = ["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "768", "-nographic"]
+        options += ["-no-reboot", "-kernel", f"/boot/vmlinuz-{version}", "-initrd", str(INITRD)]
+        options += ["-append", "root=/dev/vda rw console=ttyS0 quiet"]
+        options += ["-blockdev", f"{logged},log.driver=file,log.filename={self.log}"]
+        options += ["-device", "virtio-blk-pci,drive=disk,discard=off,write-zeroes=off"]
+        options += ["-netdev", f"user,id=wire,restrict=off,{forward}"]
+        options += ["-device", "virtio-net-pci,netdev=wire"]
+        return ["qemu-system-x86_64", *options]
+
+    def is_up(self) -> bool:
+        """Wait until both ways in say their greeting; False if qemu itself has crashed."""
+        for inside in (SMTP, LMTP):
+            wait_until(partial(self._is_settled, inside), "the machine is up", UP_SECONDS)
+        return self._qemu.poll() is None
+
+    def _is_settled(self, inside: int) -> bool:
+        if self._qemu.poll() is not None:
+            return True
+        try:
+            with socket.create_connection(("127.0.0.1", self.ports[inside]), 20) as connection:
+                return connection.recv(3) == b"220"
+        except OSError:
+            return False
+
+    def read(self, inside: int) -> bytes:
+        """All that a port says."""
+        address = ("127.0.0.1", self.ports[inside])
+        with (
+            socket.create_connection(address, 120) as connection,
+            connection.makefile("rb") as file,
+        ):
+            return file.read()
+
+    def cut(self) -> None:
+        """No signal to the system, no flush: the processor is gone."""
+        self._qemu.send_signal(signal.SIGKILL)
+        self._qemu.wait()
+        self._console.close()
+
+
+def boot() -> Machine:
+    """A machine that is up. qemu crashes now and then, before anything has happened."""
+    for _ in range(BOOTS):
+        machine = Machine()
+        try:
+            if machine.is_up():
+                return machine
+        except BaseException:
+            machine.cut()
+            raise
+        machine.cut()
+    raise SystemExit(f"qemu has crashed {BOOTS} times")
+
+
+class Load:
+    """Clients that send mail until the machine is gone."""
+
+    def __init__(self, machine: Machine, counts: Counts) -> None:
+        self._machine = machine
+        self._counts = counts
+        self._numbers = itertools.count(counts.number)
+        self._lock = threading.Lock()
+        self._all_connected = threading.Barrier(2 * CLIENTS + 1)
+        self._threads = [
+            threading.Thread(target=self._send_all, args=(user,))
+            for user in ("alice", "bob") * CLIENTS
+        ]
+
+    def start(self) -> None:
+        """Let them all begin, as soon as the last has been greeted."""
+        for thread in self._threads:
+            thread.start()
+        self._all_connected.wait(UP_SECONDS)
+
+    def join(self) -> None:
+        """Until all have seen that the machine is gone."""
+        for thread in self._threads:
+            thread.join()
+
+    def _send_all(self, user: str) -> None:
+        try:
+            with self.connect(user) as client:
+                self._all_connected.wait(UP_SECONDS)
+                while True:
+                    self.send(client, user)
+        except (OSError, smtplib.SMTPException):
+            return
+
+    def connect(self, user: str) -> smtplib.SMTP:
+        """The way to the mailbox of `user`: SMTP to alice's mbox, LMTP to bob's Maildir."""
+        if user == "alice":
+            return smtplib.SMTP("127.0.0.1", self._machine.ports[SMTP], timeout=120)
+        return smtplib.LMTP("127.0.0.1", self._machine.ports[LMTP], timeout=120)
+
+    def send(self, client: smtplib.SMTP, user: str) -> None:
+        """One message, noted if it gets its 250; raises where it gets no reply."""
+        with self._lock:
+            number = next(self._numbers)
+            self._counts.number = number + 1
+            self._counts.sent += 1
+        try:
+            text = make_message(number).replace(b"\n", b"\r\n")
+            client.sendmail("carol@example.org", [user], text)
+        except smtplib.SMTPResponseException as refusal:
+            print(f"{user}: {refusal}", flush=True)
+            with self._lock:
+                self._counts.deferred += 1
+            return
+        with self._lock:
+            self._counts.accepted += 1
+            self._counts.kept[user].append(number)
+
+
+# -- the mail -------------------------------------------------------------------------
+
+
+def fetch(machine: Machine) -> dict[str, bytes]:
+    """Every file in the mail spool and in bob's home."""
+    with tarfile.open(fileobj=io.BytesIO(machine.read(ARCHIVE))) as archive:
+        found = ((member, archive.extractfile(member)) for member in archive)
+        return {member.name: file.read() for member, file in found if file is not None}
+
+
+def check_message(message: bytes) -> int:
+    """The number of a stored message; AssertionError unless it is whole."""
+    number = number_of(message)
+    assert below_added_lines(message) == make_message(number), f"{number} is not whole"
+    return number
+
+
+def numbers_in(files: dict[str, bytes]) -> dict[str, list[int]]:
+    """The messages in both mailboxes; AssertionError if one is not whole."""
+    inbox = files.get("var/mail/alice", b"")
+    folders = ("home/bob/Maildir/new/", "home/bob/Maildir/cur/")
+    return {
+        "alice": [check_message(message) for message in read_mbox(inbox)],
+        "bob": [check_message(text) for name, text in files.items() if name.startswith(folders)],
+    }
+
+
+def count_torn(files: dict[str, bytes]) -> int:
+    """Does the mbox hold half a message, as the cut has left it?"""
+    try:
+        numbers_in({name: text for name, text in files.items() if name == "var/mail/alice"})
+    except AssertionError:
+        return 1
+    return 0
+
+
+def check(machine: Machine, load: Load, counts: Counts) -> None:
+    """After the next delivery: all that got 250, and nothing that is not whole."""
+    counts.torn += count_torn(fetch(machine))
+    for user in counts.kept:
+        before = counts.accepted
+        with load.connect(user) as client:
+            load.send(client, user)
+        if counts.accepted == before:
+            raise SystemExit(f"the next message for {user} was refused")
+    found = numbers_in(fetch(machine))
+    for user, numbers in counts.kept.items():
+        lost = set(numbers) - set(found[user])
+        if lost:
+            raise SystemExit(f"LOST, of {user}'s: {sorted(lost)}\n{counts}")
+
+
+def cut_once(counts: Counts) -> None:
+    """Boot, check what the last cut has left, load, and cut at a random moment."""
+    machine = boot()
+    try:
+        load = Load(machine, counts)
+        check(machine, load, counts)
+        if counts.cuts % 2:
+            machine.read(CLEAR)
+            counts.kept = {"alice": [], "bob": []}
+        load.start()
+        time.sleep(random.uniform(0, LOAD_SECONDS))  # noqa: S311 (no secret)
+    finally:
+        machine.cut()
+    load.join()
+    counts.cuts += 1
+    forget_unflushed(machine.log, counts)
+    counts.save()
+
+
+def main() -> None:
+    """Cut as often as asked for, and check once more after the last."""
+    if not DISK.exists():
+        build()
+    counts = Counts.load()
+    for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 50):
+        began = time.monotonic()
+        cut_once(counts)
+        print(f"{counts} ({time.monotonic() - began:.0f} s)", flush=True)
+    machine = boot()
+    try:
+        check(machine, Load(machine, counts), counts)
+    finally:
+        machine.cut()
+    print("everything that got its 250 is there, and every message is whole")
+
+
+if __name__ == "__main__":
+    if os.geteuid() != 0:
+        raise SystemExit("run it as root")
+    main()
