@@ -249,7 +249,8 @@ class Answers:
             raise wire.WireError("malformed request")
         verb, number, sender, recipient, prefix, block, clipped, deadline = fields
         latest = time.monotonic() + self._config.delivery.lock_seconds
-        until = min(wire.read_number(deadline, _LATEST_DEADLINE) / 1000, latest)
+        asked = wire.read_number(deadline, _LATEST_DEADLINE) / 1000
+        until = min(asked + self.copies.seconds_of_commands, latest)
         if not prefix.startswith(b"From ") or not prefix.endswith(b"\n"):
             raise wire.WireError("a delivery without a From_ line")
         target = self._target(number)

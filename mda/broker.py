@@ -35,6 +35,7 @@ SESSION_USER = "mda-net"
 SPOOL_USER = "mda"
 TEMPORARY_FAILURE = 75
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
 _REPAIR_SECONDS = 60
 _REPAIR_SECONDS_EACH = 5
 # A user's own file system may hang for ever.
@@ -235,11 +236,20 @@ def be_session(
         converse = load_session()
         limit_writing(largest_text(config))
         drop_for_good(identities)
+        if config.delivery.commands:
+            give_up_new_privileges()
         status = converse(broker)
     except Exception:  # noqa: BLE001 (the outermost of this process)
         log.write_traceback("session")
     finally:
         os._exit(status)
+
+
+def give_up_new_privileges() -> None:
+    """Never become another by a setuid program, where the unit does not see to it."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def keep_only(*fds: int) -> None:

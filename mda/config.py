@@ -170,7 +170,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "delivery.memory": (0, 1 << 30),
     "delivery.quota_size": (0, 1 << 50),
     "delivery.quota_messages": (0, 1 << 40),
-    "delivery.command_seconds": (1, 3600),
+    "delivery.command_seconds": (1, 400),
     "terminal.lines": (1, 60),
     "terminal.bytes": (256, 8192),
 }

@@ -7,6 +7,7 @@ before the greeting (design, decision 10).
 from __future__ import annotations
 
 import errno
+import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,8 +155,14 @@ class Target:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """The same for two targets that are one place, which gets one copy."""
-        return self.kind, self.account.uid if self.account else -1, self.place
+        """The same for two targets that are one place, which gets one copy.
+
+        A command reads the address in its environment, so each address is one of its own;
+        a person with a forward file is another place than the mailbox itself.
+        """
+        kind = f"{self.kind} by forward file" if self.forwards else self.kind
+        more = f"\0{os.fsdecode(self.address)}" if self.kind == "command" else ""
+        return kind, self.account.uid if self.account else -1, self.place + more
 
     @property
     def forms(self) -> str:

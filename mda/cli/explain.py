@@ -79,16 +79,17 @@ def describe(answers: Answers, config: Config, target: Target) -> Iterator[str]:
     account = target.account
     if account is None:
         return  # the trace has said what cannot be followed
+    place = lock.printable(target.place)
     match target.kind:
         case "nothing":
             yield "to nowhere (/dev/null)"
         case "command":
-            yield f"to the command {target.place!r}, run as {account.user}"
+            yield f"to the command {place!r}, run as {account.user}"
         case "file":
-            yield f"to the file {target.place}, written as {account.user}"
+            yield f"to the file {place}, written as {account.user}"
             yield from describe_place(answers, config, target, account)
         case _:
-            yield f"to the mailbox {target.place} of {account.user}"
+            yield f"to the mailbox {place} of {account.user}"
             yield from describe_place(answers, config, target, account)
             yield from describe_terminals(answers, target, account)
 

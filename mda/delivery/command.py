@@ -40,14 +40,16 @@ _PERMANENT = {
 
 
 def environment(
-    account: Account, address: bytes, domain: str, sender: bytes, recipient: bytes
+    account: Account, address: bytes, separator: bytes, domain: str, paths: tuple[bytes, bytes]
 ) -> dict[bytes, bytes]:
     """The variables that a command gets, by the names that Postfix gives them (local(8)).
 
-    `sender` and `recipient` are the envelope's paths without brackets, `address` the local
-    part that the mail is for; characters that could surprise a shell become "_".
+    `paths` are the envelope's reverse-path and forward-path without brackets, `address` the
+    local part that the mail is for, with its extension behind `separator`; characters that
+    could surprise a shell become "_".
     """
-    user, _, extension = address.partition(b"+")
+    sender, recipient = paths
+    user, _, extension = address.partition(separator) if separator else (address, b"", b"")
     given = {
         b"PATH": _PATH.encode(),
         b"SHELL": SHELL.encode(),
@@ -61,7 +63,7 @@ def environment(
         b"RECIPIENT": b"%b@%b" % (address, given[b"DOMAIN"]),
         b"ORIGINAL_RECIPIENT": recipient,
         b"LOCAL": user,
-        b"EXTENSION": os.fsencode(account.extension) or extension,
+        b"EXTENSION": extension,
     }
     return given | {name: _tame(value) for name, value in told.items()}
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from mda.config import Config
     from mda.model import Account, Target
 
-_SHORTEST_RUN = 10  # seconds that a command has, whatever others of the transaction took
+_NO_TIME = Outcome(451, "4.3.0", "No time is left for one more command of this message")
+_SHORTEST_RUN = 1  # second
 
 
 class Message:
@@ -48,11 +49,14 @@ class Copies:
         # Of the transaction in hand.
         self._mailed: dict[tuple[str, int, str], Outcome] = {}
         self._commands_until = 0.0
+        # Not to be counted as time that others have waited for locks.
+        self.seconds_of_commands = 0.0
 
     def begin(self) -> None:
         """A new transaction: nothing of it has been delivered yet."""
         self._mailed.clear()
         self._commands_until = 0.0
+        self.seconds_of_commands = 0.0
 
     def open_spool(self, form: bytes) -> tuple[Outcome, int]:
         """An unnamed file on disk, which only the spool's own user could have made.
@@ -182,10 +186,16 @@ class Copies:
         """Run a command as the user; all of one transaction's share a time that is bounded."""
         now = time.monotonic()
         self._commands_until = self._commands_until or now + self._config.delivery.command_seconds
-        seconds = max(_SHORTEST_RUN, self._commands_until - now)
+        seconds = self._commands_until - now
+        if seconds < min(_SHORTEST_RUN, self._config.delivery.command_seconds):
+            return _NO_TIME
         domain = official_name(self._config)
         variables = command.environment(
-            account, target.address, domain, message.sender, message.recipient
+            account,
+            target.address,
+            self._config.recipients.extension_separator.encode("ascii"),
+            domain,
+            (message.sender, message.recipient),
         )
         report_fd, write_fd = os.pipe()
         job = (target.place, variables, (message.prefix, *text), seconds, write_fd)
@@ -201,6 +211,7 @@ class Copies:
         report = command.read_report(report_fd, seconds)
         os.close(report_fd)
         self._end(account, pid)
+        self.seconds_of_commands += time.monotonic() - now
         outcome, note = command.judge(report)
         level = log.INFO if outcome.is_done else log.WARNING
         log.write("command", level, user=account.user, command=target.place, note=note)

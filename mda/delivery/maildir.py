@@ -58,8 +58,10 @@ def find_folder(maildir: str, extension: str) -> str:
     path = f"{maildir}.{extension}/"
     try:
         mode = os.stat(path.rstrip("/"), follow_symlinks=False).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return ""
+        raise
     return path if stat.S_ISDIR(mode) else ""
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 
 from mda.model import Outcome
 
 _BLOCK = 1 << 20
+_PATIENCE = 10  # seconds
 _FROM = b"\n\nFrom "
 _FULL = Outcome(552, "5.2.2", "Mailbox full")
 _FULL_FOR_NOW = Outcome(452, "4.2.2", "Mailbox full")
@@ -23,8 +25,10 @@ def judge(mailbox: str, adding: int, most_bytes: int, most_messages: int) -> Out
 
     A limit of 0 is none. `mailbox` is a path, a Maildir's ends in a slash. Raises OSError.
     """
-    measure = _measure_maildir if mailbox.endswith("/") else _measure_mbox
-    size, messages = measure(mailbox, counts_messages=most_messages > 0)
+    if mailbox.endswith("/"):
+        size, messages = _measure_maildir(mailbox)
+    else:
+        size, messages = _measure_mbox(mailbox, most_messages)
     is_too_large = most_bytes and size + adding > most_bytes
     is_too_many = most_messages and messages + 1 > most_messages
     return _FULL if is_too_large or is_too_many else None
@@ -38,8 +42,8 @@ def defer(outcome: Outcome, *, is_wanted: bool) -> Outcome:
     return Outcome(_FULL_FOR_NOW.code, _FULL_FOR_NOW.enhanced, outcome.text)
 
 
-def _measure_mbox(mailbox: str, *, counts_messages: bool) -> tuple[int, int]:
-    """Bytes, and the messages where they are asked for: that reads the whole file.
+def _measure_mbox(mailbox: str, most_messages: int) -> tuple[int, int]:
+    """Bytes, and with a limit the messages up to it: that may read the whole file.
 
     What is no mailbox is empty here; the delivery will say what is wrong with it.
     """
@@ -53,51 +57,77 @@ def _measure_mbox(mailbox: str, *, counts_messages: bool) -> tuple[int, int]:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             return 0, 0
-        return status.st_size, _count_messages(fd) if counts_messages else 0
+        return status.st_size, _count_messages(fd, status.st_size, most_messages)
     finally:
         os.close(fd)
 
 
-def _count_messages(fd: int) -> int:
-    """The From_ lines that a blank line, or nothing, stands before."""
-    count = 0
+def _count_messages(fd: int, size: int, most: int) -> int:
+    """The From_ lines that a blank line, or nothing, stands before, as far as they matter.
+
+    Holes are passed over: a user must not keep us reading what is not there.
+    """
+    until = time.monotonic() + _PATIENCE
+    count = at = 0
     kept = b"\n\n"
-    while block := os.read(fd, _BLOCK):
-        octets = kept + block
+    while count < most and at < size:
+        begin = _find_data(fd, at)
+        block = os.pread(fd, _BLOCK, begin)
+        if not block:
+            break
+        octets = (kept if begin == at else b"") + block
         count += octets.count(_FROM)
         kept = octets[-len(_FROM) + 1 :]
+        at = begin + len(block)
+        _give_up_after(until)
     return count
 
 
-def _measure_maildir(maildir: str, *, counts_messages: bool) -> tuple[int, int]:
+def _find_data(fd: int, at: int) -> int:
+    """Where the next byte that was written is, from `at` on."""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return at + (1 << 62)  # nothing but a hole
+        return at
+
+
+def _give_up_after(until: float) -> None:
+    if time.monotonic() > until:
+        raise OSError(errno.ETIMEDOUT, "a mailbox too large to be counted")
+
+
+def _measure_maildir(maildir: str) -> tuple[int, int]:
     """Bytes and messages of a Maildir and its folders, as far as names tell them."""
+    until = time.monotonic() + _PATIENCE
     size = messages = 0
-    for folder in ("", *_folders(maildir)):
+    # A link to a folder is none, as for deliveries.
+    found = [each for each in _list(maildir) if each.is_dir(follow_symlinks=False)]
+    folders = [each.name for each in found if each.name.startswith(".")]
+    for folder in ("", *folders):
         for state in ("new", "cur"):
-            for name, path in _list(os.path.join(maildir, folder, state)):
-                size += _size_of(name, path)
+            for entry in _list(os.path.join(maildir, folder, state)):
+                size += _size_of(entry)
                 messages += 1
-    return size, messages if counts_messages else 0
+            _give_up_after(until)
+    return size, messages
 
 
-def _folders(maildir: str) -> list[str]:
-    return [name for name, _ in _list(maildir) if name.startswith(".")]
-
-
-def _list(directory: str) -> list[tuple[str, str]]:
+def _list(directory: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as entries:
-            return [(entry.name, entry.path) for entry in entries]
+            return list(entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _size_of(name: str, path: str) -> int:
+def _size_of(entry: os.DirEntry[str]) -> int:
     """What the name says (`,S=1234`), else the file itself; 0 for one that is gone."""
-    digits = name.partition(",S=")[2].split(",")[0].split(":")[0]
-    if digits.isdigit():
+    digits = entry.name.partition(",S=")[2].split(",")[0].split(":")[0]
+    if digits.isascii() and digits.isdigit() and len(digits) < 20:
         return int(digits)
     try:
-        return os.lstat(path).st_size
+        return entry.stat(follow_symlinks=False).st_size
     except FileNotFoundError:
         return 0

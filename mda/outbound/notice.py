@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MOST_HEADERS = 16 * 1024  # bytes of the message's own header that are given back
+_MOST_FAILURES = 100
 _LONGEST = 320  # characters of an address
 
 
@@ -24,9 +25,10 @@ def compose(
 ) -> bytes:
     """The notice to `to` that mail could not be delivered, with LF line ends, all ASCII.
 
-    `name` is our official one, `failures` the addresses and what each was told, `head`
-    the beginning of the message, `when` seconds since the epoch.
+    `name` is our official one, `failures` the addresses and what each was told (the first
+    hundred are named), `head` the beginning of the message, `when` seconds since the epoch.
     """
+    failures = failures[:_MOST_FAILURES]
     report = MIMEMultipart("report", report_type="delivery-status")
     report["From"] = f"Mail Delivery System <MAILER-DAEMON@{name}>"
     report["To"] = f"<{spell(to)}>"

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mda.receiver.replies import Reply
     from mda.wire import Broker
 
+    Members = list[tuple[Copy, Outcome]]
+
 
 class Transaction:
     """What the protocol's events do: `open`, `address`, `write`, `finish`, `drop`.
@@ -48,8 +50,6 @@ class Transaction:
         self._text: TextStore | None = None
         self._identity = ""
         self._is_full = False
-        # A notice is a transaction within another one, whose targets stay.
-        self.is_within = False
         self.helo = ""
         self.protocol = "LMTP" if is_lmtp else "SMTP"
 
@@ -84,7 +84,7 @@ class Transaction:
             envelope.verb,
             path.local_part,
             envelope.size,
-            is_first=not envelope.recipients and not self.is_within,
+            is_first=not envelope.recipients,
             is_handed_over=self._config.recipients.mta_expands and self._domains.takes_any,
         )
         recipient = Recipient(path, copies)
@@ -92,7 +92,10 @@ class Transaction:
             outcome = self._probe(envelope.verb, recipient)
         reply = replies.of_outcome(outcome, subject(path))
         if not reply.is_accepted:
-            return self._refuse(envelope, reply, to=path.text)
+            self._refuse(envelope, reply, to=path.text)
+            # What is wrong with a file of a user's is for this host to know.
+            is_stranger = self._peer.kind == "tcp" and reply.enhanced == "4.3.5"
+            return replies.WAITS_FOR_A_MEND if is_stranger else reply
         envelope.recipients.append(recipient)
         return reply
 
@@ -149,35 +152,44 @@ class Transaction:
             text.offer()
         deadline = time.monotonic() + self._config.delivery.lock_seconds
         served: dict[int, Outcome] = {}
+        held: list[tuple[Recipient, Members]] = []
         for recipient in envelope.recipients:
-            for copy in recipient.copies:
-                if copy.number not in served:
-                    outcome = text.error or self._deliver(recipient, copy, text, deadline)
-                    served[copy.number] = outcome
-                    self._log(envelope, recipient, copy, outcome)
-            yield recipient, self._merge(recipient, served, text)
+            members = self._serve(recipient, text, deadline, served)
+            # A notice is a transaction of its own, and waits until this one is over.
+            if held or is_partial(members):
+                held.append((recipient, members))
+            else:
+                yield recipient, merge(members)
+        for recipient, members in held:
+            yield recipient, self._settle(members, text)
 
-    def _merge(self, recipient: Recipient, served: dict[int, Outcome], text: TextStore) -> Outcome:
-        """The one outcome of a recipient whose mail goes to several places.
+    def _serve(
+        self, recipient: Recipient, text: TextStore, deadline: float, served: dict[int, Outcome]
+    ) -> Members:
+        """Deliver the copies of one recipient that nobody before had; each one's outcome."""
+        for copy in recipient.copies:
+            if copy.number not in served:
+                outcome = text.error or self._deliver(recipient, copy, text, deadline)
+                served[copy.number] = outcome
+                self._log(self._open_envelope, recipient, copy, outcome)
+        return [(copy, served[copy.number]) for copy in recipient.copies]
 
-        Those that are refused for good are told to the list's owner, else to the sender.
+    def _settle(self, members: Members, text: TextStore) -> Outcome:
+        """The outcome of a list of which some are refused for good, once that is told.
+
+        To the owner of the list that each stands in, else to the sender.
         """
-        outcomes = [(copy, served[copy.number]) for copy in recipient.copies]
-        failed = [(copy, outcome) for copy, outcome in outcomes if not outcome.is_done]
-        if len(outcomes) == 1:
-            return outcomes[0][1]
-        if not failed:
-            return Outcome(250, "2.1.5", f"Delivered to all {len(outcomes)} members")
-        copy, worst = min(failed, key=lambda pair: not pair[1].is_temporary)
-        if not worst.is_temporary and len(failed) < len(outcomes):
-            refused = [(each.address, outcome) for each, outcome in failed]
-            owned = next((each for each, _ in outcomes if each.owner), copy)
-            if self._notify(self._sender(owned), refused, text):
-                count = len(outcomes) - len(failed)
-                told = f"Delivered to {count} of {len(outcomes)} members, and a notice"
-                return Outcome(250, "2.1.5", told)
-        who = copy.address[:200].decode("ascii", "replace")
-        return Outcome(worst.code, worst.enhanced, f"{who}: {worst.text}")
+        if not is_partial(members):
+            return merge(members)
+        refused: dict[bytes, list[tuple[bytes, Outcome]]] = {}
+        for copy, outcome in members:
+            if not outcome.is_done:
+                refused.setdefault(self._sender(copy), []).append((copy.address, outcome))
+        if not all(self._notify(to, failures, text) for to, failures in refused.items()):
+            return merge(members)
+        count = sum(outcome.is_done for _, outcome in members)
+        told = f"Delivered to {count} of {len(members)} members, and a notice"
+        return Outcome(250, "2.1.5", told)
 
     def conclude(self, results: list[tuple[Recipient, Outcome]]) -> Reply:
         """The one reply that SMTP has for all recipients (RFC 821 4.1.1, DATA).
@@ -186,8 +198,8 @@ class Transaction:
         mailbox.
         """
         failed = [(recipient, outcome) for recipient, outcome in results if not outcome.is_done]
-        is_partial = 0 < len(failed) < len(results)
-        if is_partial and self._text and not any(each.is_temporary for _, each in failed):
+        is_in_part = 0 < len(failed) < len(results)
+        if is_in_part and self._text and not any(each.is_temporary for _, each in failed):
             refused = [(recipient.path.text, outcome) for recipient, outcome in failed]
             sender = self._open_envelope.reverse_path.text
             if self._notify(sender, refused, self._text):
@@ -207,7 +219,7 @@ class Transaction:
         from mda.outbound.notice import compose  # needs email, which MAIL seldom does
 
         notice = Transaction(self._broker, self._config, Peer("stream"), domains, is_lmtp=False)
-        notice.helo, notice.protocol, notice.is_within = "localhost", "local", True
+        notice.helo, notice.protocol = "localhost", "local"
         try:
             notice.open("MAIL", Path(b"", (), b"", b""))
             if not notice.address(path).is_accepted:
@@ -216,7 +228,6 @@ class Transaction:
             return all(outcome.is_done for _, outcome in notice.finish())
         finally:
             notice.drop()
-            text.offer()
 
     def _deliver(
         self, recipient: Recipient, copy: Copy, text: TextStore, deadline: float
@@ -309,6 +320,24 @@ class Transaction:
         if self._text is not None:
             self._text.close()
             self._text = None
+
+
+def is_partial(members: Members) -> bool:
+    """Are some served and the others refused for good, so that nothing is left to be done?"""
+    failed = [outcome for _, outcome in members if not outcome.is_done]
+    return 0 < len(failed) < len(members) and not any(each.is_temporary for each in failed)
+
+
+def merge(members: Members) -> Outcome:
+    """The one outcome of a recipient whose mail goes to several places."""
+    if len(members) == 1:
+        return members[0][1]
+    failed = [(copy, outcome) for copy, outcome in members if not outcome.is_done]
+    if not failed:
+        return Outcome(250, "2.1.5", f"Delivered to all {len(members)} members")
+    copy, worst = min(failed, key=lambda pair: not pair[1].is_temporary)
+    who = copy.address[:200].decode("ascii", "replace")
+    return Outcome(worst.code, worst.enhanced, f"{who}: {worst.text}")
 
 
 def combine(results: list[tuple[Recipient, Outcome]]) -> Reply:

@@ -187,21 +187,22 @@ def compile_text(text: bytes) -> bytes:
     entries: dict[bytes, bytes] = {}
     for line in _join_lines(text):
         name, value = _read_entry(line)
-        entries.setdefault(name, value)
+        if name:
+            entries.setdefault(name, value)
     return b"\n" + b"".join(b"%b\0%b\n" % entry for entry in entries.items())
 
 
 def _join_lines(text: bytes) -> list[bytes]:
     """The entries, each with the lines that continue it; no comments, no empty lines."""
-    entries: list[bytes] = []
+    entries: list[list[bytes]] = []
     for line in text.replace(b"\r\n", b"\n").split(b"\n"):
         if line.startswith(b"#") or not line.strip():
             continue
         if line[:1] in (b" ", b"\t") and entries:
-            entries[-1] += line
+            entries[-1].append(line)
         else:
-            entries.append(line)
-    return entries
+            entries.append([line])
+    return [b"".join(parts) for parts in entries]
 
 
 def _read_entry(line: bytes) -> tuple[bytes, bytes]:
@@ -214,7 +215,7 @@ def _read_entry(line: bytes) -> tuple[bytes, bytes]:
         name, colon, value = line.partition(b":")
         is_good = bool(colon)
     if not is_good:
-        name = line.strip(b'"').split()[0]
+        name = (line.strip(b'"').split() or [b""])[0].split(b"\0")[0]
         return name.lower(), _BROKEN + b"no colon behind its name"
     if b"\0" in line:
         return name.split(b"\0")[0].strip().lower(), _BROKEN + b"a NUL byte"

@@ -56,15 +56,15 @@ def parse_file(text: bytes) -> list[Destination]:
     A line that begins with "#" is a comment, and a line that begins with a blank goes on
     with the one before.
     """
-    lines: list[bytes] = []
+    lines: list[list[bytes]] = []
     for line in text.split(b"\n"):
         if line.startswith(b"#"):
             continue
         if line[:1] in (b" ", b"\t") and lines:
-            lines[-1] += line
+            lines[-1].append(line)
         else:
-            lines.append(line)
-    return [each for line in lines for each in parse_list(line)]
+            lines.append([line])
+    return [each for parts in lines for each in parse_list(b"".join(parts))]
 
 
 def parse_list(text: bytes) -> list[Destination]:
@@ -159,10 +159,10 @@ def _read_mailbox(item: bytes) -> Destination:
     if _is_one_quoted_word(local_part):
         local_part = _unquote(local_part)
     elif any(byte in _SPECIALS or byte <= 32 for byte in local_part):
-        raise DestinationError(f"no mailbox: {_show(item)}")
+        raise DestinationError("an entry that is no mailbox")
     is_domain = bool(domain) or not address.endswith(b"@")
     if not local_part or not is_domain or any(byte <= 32 or byte in b'"<>(),' for byte in domain):
-        raise DestinationError(f"no mailbox: {_show(item)}")
+        raise DestinationError("an entry that is no mailbox")
     return Destination("mailbox", local_part, domain, is_final=is_final)
 
 
@@ -174,8 +174,3 @@ def _take_address(item: bytes) -> bytes:
     if b"(" in marks and item.endswith(b")"):
         return item[: marks[b"("]].strip()
     return item
-
-
-def _show(item: bytes) -> str:
-    shown = item[:60].decode("ascii", "replace")
-    return "".join(char if " " <= char <= "~" else "?" for char in shown)

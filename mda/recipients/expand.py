@@ -8,6 +8,8 @@ itself is the account (aliases(5)).
 from __future__ import annotations
 
 import os
+import stat
+import time
 
 from mda.config import local_domains, official_name
 from mda.delivery.maildir import find_folder
@@ -41,11 +43,14 @@ _DEEPEST = 30  # aliases and forward files in one another
 _MOST_TARGETS = 5000  # for one address
 _MOST_ACCOUNTS = 1000  # kept in memory
 _LARGEST_LIST = 1 << 20
+_MOST_SECONDS = 20  # for one address
+_POSTMASTER = b"postmaster"
 _REMOTE = Outcome(451, "4.4.0", "Mail for other hosts cannot be forwarded from here")
 _NO_COMMANDS = Outcome(451, "4.3.5", "Commands are not run on this host (delivery.commands)")
 _TOO_DEEP = Outcome(451, "4.3.5", "Aliases and forward files are nested too deeply")
 _TOO_MANY = Outcome(451, "4.3.5", f"More than {_MOST_TARGETS} members")
 _IS_LIST = Outcome(550, "5.1.4", "That is a list and no user; EXPN shows its members")
+_TOO_LONG = Outcome(451, "4.3.5", "Aliases and forward files that take too long to follow")
 _LOOP = Outcome(451, "4.3.5", "Aliases and forward files that lead in a circle")
 
 
@@ -155,25 +160,8 @@ def expand(
     text for each step.
     """
     walk = _Walk(host, verb, is_final, trace)
-    if local_part.lower() == b"postmaster":
-        return _expand_postmaster(host, walk, local_part)
     walk.follow_name(local_part, _Origin())
     return walk.targets or [_failure(_LOOP)]
-
-
-def _expand_postmaster(host: Host, walk: _Walk, local_part: bytes) -> list[Target]:
-    """The alias if it leads anywhere, else the configured account (RFC 5321 4.5.1)."""
-    if host.only_uid is None and not isinstance(host.aliases(), Outcome):
-        walk.follow_alias(local_part, _Origin())
-        found = [each for each in walk.targets if each.kind != "failure"]
-        if found:
-            return found
-    outcome, account = host.find_account(local_part)
-    if account is None:
-        return [_failure(outcome)]
-    walk.targets.clear()
-    walk.note(f"{account.user} is this host's account for postmaster (recipients.postmaster)")
-    return [walk.mailbox(account, _Origin())]
 
 
 class _Origin:
@@ -211,6 +199,7 @@ class _Walk:
         self._under_way: list[tuple[str, bytes]] = []
         self._seen: set[tuple[str, bytes]] = set()
         self._keys: set[tuple[str, int, str]] = set()
+        self._until = time.monotonic() + _MOST_SECONDS
         self.targets: list[Target] = []
 
     def note(self, text: str) -> None:
@@ -243,10 +232,10 @@ class _Walk:
         elif len(self.targets) == _MOST_TARGETS:
             self.targets.append(_failure(_TOO_MANY))
 
-    def fail(self, outcome: Outcome, what: bytes = b"") -> None:
-        """What cannot be followed; `what` is the name or path it is about."""
+    def fail(self, outcome: Outcome, what: bytes = b"", owner: bytes = b"") -> None:
+        """What cannot be followed; `what` is the name or path, `owner` who is to hear of it."""
         self.note(f"{outcome.code} {outcome.enhanced} {outcome.text}")
-        self.add(_failure(outcome, what))
+        self.add(_failure(outcome, what, owner))
 
     def follow_name(self, name: bytes, origin: _Origin) -> None:
         """A local part: an alias, else a person, else nobody."""
@@ -254,19 +243,49 @@ class _Walk:
         outcome, account = host.find_account(name)
         if account is not None and self._is_final(account):
             self.add(self.mailbox(account, origin))
+        elif name.lower() == _POSTMASTER:
+            self._follow_postmaster(outcome, account, origin)
         elif host.only_uid is None and self.follow_alias(name, origin):
-            pass
+            return
         elif account is not None:
             self.follow_person(account, origin)
-        elif not any(("alias", each.lower()) in self._under_way for each in host.names_of(name)):
+        elif outcome.is_temporary or not self._is_in_circle(name):
             self.note(f"{_shown(name)} is no alias, and no person of this host")
-            self.fail(outcome, name)
+            self.fail(outcome, name, origin.owner)
+
+    def _is_in_circle(self, name: bytes) -> bool:
+        """Is an alias further out named again: its members are being followed already.
+
+        An alias that names itself means the account of that name, and is none.
+        """
+        steps = [("alias", each.lower()) for each in self._host.names_of(name)]
+        return any(step in self._under_way[:-1] for step in steps)
+
+    def _follow_postmaster(
+        self, outcome: Outcome, account: Account | None, origin: _Origin
+    ) -> None:
+        """The alias, and where that does not reach everybody the configured account.
+
+        Mail for postmaster is never refused (RFC 5321 4.5.1).
+        """
+        begin = len(self.targets)
+        if self._host.only_uid is None and not isinstance(self._host.aliases(), Outcome):
+            self.follow_alias(_POSTMASTER, origin)
+        reached = [each for each in self.targets[begin:] if each.kind != "failure"]
+        if reached and len(reached) == len(self.targets) - begin:
+            return
+        self.targets[begin:] = reached
+        if account is None:
+            self.fail(outcome, _POSTMASTER, origin.owner)
+            return
+        self.note(f"{account.user} is this host's account for postmaster (recipients.postmaster)")
+        self.add(self.mailbox(account, origin))
 
     def follow_alias(self, name: bytes, origin: _Origin) -> bool:
         """Follow the alias that the name is, if any; False if it is none, or names itself."""
         known = self._host.aliases()
         if isinstance(known, Outcome):
-            self.fail(known, name)
+            self.fail(known, name, origin.owner)
             return True
         for each in self._host.names_of(name):
             found = known.find(each)
@@ -274,21 +293,24 @@ class _Walk:
             if found is None or step in self._under_way:
                 continue
             if isinstance(found, Outcome):
-                self.fail(found, name)
+                self.fail(found, name, origin.owner)
                 return True
             owner = origin.owner
             if known.has(b"owner-" + each):
                 owner = b"owner-" + each
             self.note(f"{_shown(each)} is an alias in {self._host.config.recipients.aliases}")
-            self._follow_all(step, found, _Origin(None, each, owner))
+            self._follow_all(step, found, _Origin(None, name, owner))
             return True
         return False
 
     def follow_person(self, account: Account, origin: _Origin) -> None:
         """A person's forward file, else the mailbox."""
-        step = ("forward", os.fsencode(account.user))
-        is_named_by_own_file = step in self._under_way
-        if is_named_by_own_file or self._verb == "SEND" or not self._reads_forwards(account):
+        user = os.fsencode(account.user)
+        # Named by the own forward file, whichever that is, a person has the mailbox.
+        is_own = any(
+            kind == "forward" and name.startswith(user + b"\0") for kind, name in self._under_way
+        )
+        if is_own or self._verb == "SEND" or not self._reads_forwards(account):
             self.add(self.mailbox(account, origin))
             return
         try:
@@ -297,16 +319,23 @@ class _Walk:
         except OSError as error:
             found = classify_os_error(error, "reading the forward file")
         if isinstance(found, Outcome):
-            self.fail(found, step[1])
+            self.fail(found, user, origin.owner)
         elif not found[1]:
             self.add(self.mailbox(account, origin))
         else:
             self.note(f"{account.user} forwards mail by {found[0]}")
-            own = _Origin(account, os.fsencode(account.user), origin.owner)
+            step = ("forward", user + b"\0" + os.fsencode(found[0]))
+            own = _Origin(account, self._address_of(account), origin.owner)
             if self._verb == "MAIL":
                 self._follow_all(step, found[1], own)
             else:
                 self.add(self._fork_at(account, step, found[1], own))
+
+    def _address_of(self, account: Account) -> bytes:
+        """The local part that a person's forward file was asked for."""
+        separator = self._host.config.recipients.extension_separator
+        more = f"{separator}{account.extension}" if account.extension else ""
+        return os.fsencode(account.user + more)
 
     def _reads_forwards(self, account: Account) -> bool:
         is_wanted = self._host.config.recipients.forward and self._host.only_uid is None
@@ -333,7 +362,10 @@ class _Walk:
         if step in self._seen:
             return  # its members are among the targets already
         if len(self._under_way) >= _DEEPEST:
-            self.fail(_TOO_DEEP)
+            self.fail(_TOO_DEEP, owner=origin.owner)
+            return
+        if time.monotonic() > self._until:
+            self.fail(_TOO_LONG, owner=origin.owner)
             return
         self._seen.add(step)
         self._under_way.append(step)
@@ -345,7 +377,7 @@ class _Walk:
     def _follow(self, destination: Destination, origin: _Origin) -> None:
         match destination.kind:
             case "mailbox" if destination.domain and not self._host.is_ours(destination.domain):
-                self.fail(_REMOTE, b"%b@%b" % (destination.text, destination.domain))
+                self.fail(_REMOTE, b"%b@%b" % (destination.text, destination.domain), origin.owner)
             case "mailbox" if destination.is_final:
                 self._follow_final(destination.text, origin)
             case "mailbox":
@@ -359,36 +391,44 @@ class _Walk:
         """`\\name`: the account, and nothing that steers its mail."""
         outcome, account = self._host.find_account(name)
         if account is None:
-            self.fail(outcome, name)
+            self.fail(outcome, name, origin.owner)
         else:
             self.add(self.mailbox(account, origin))
 
     def _follow_include(self, path: bytes, origin: _Origin) -> None:
-        """A list in a file of its own."""
+        """A list in a file of its own, which is read once however often it is named."""
+        step = ("include", path)
+        if step in self._seen:
+            return
         found = read_include(self._host, path)
         if isinstance(found, Outcome):
-            self.fail(found, path)
+            self._seen.add(step)
+            self.fail(found, path, origin.owner)
             return
         members, is_roots = found
         self.note(f"{_shown(path)} lists {len(members)}")
-        own = _Origin(None, origin.address, origin.owner, may_run=is_roots)
-        self._follow_all(("include", path), members, own)
+        # What root has written counts as root's only where no other had a say on the way.
+        may_run = origin.may_run and is_roots
+        self._follow_all(
+            step, members, _Origin(None, origin.address, origin.owner, may_run=may_run)
+        )
 
     def _follow_place(self, destination: Destination, origin: _Origin) -> None:
         """A file or a command, which the account that it stands with delivers to."""
         place = os.fsdecode(destination.text)
         account = origin.account or self._host.alias_account()
         if isinstance(account, Outcome):
-            self.fail(account, destination.text)
+            self.fail(account, destination.text, origin.owner)
         elif not origin.may_run:
             reason = "files and commands count only in lists that root owns"
-            self.fail(Outcome(451, "4.3.5", f"{origin.address.decode()}: {reason}"))
+            outcome = Outcome(451, "4.3.5", f"{_shown(origin.address)}: {reason}")
+            self.fail(outcome, destination.text, origin.owner)
         elif destination.kind == "file":
             kind: TargetKind = "nothing" if place == os.devnull else "file"
             self.note(f"the file {_shown(destination.text)}, written as {account.user}")
             self.add(Target(kind, account, place, address=origin.address, owner=origin.owner))
         elif refusal := self._refuse_command(origin.account):
-            self.fail(refusal, destination.text)
+            self.fail(refusal, destination.text, origin.owner)
         else:
             self.note(f"the command {_shown(destination.text)!r}, run as {account.user}")
             self.add(Target("command", account, place, address=origin.address, owner=origin.owner))
@@ -423,7 +463,7 @@ def read_include(host: Host, path: bytes) -> tuple[list[Destination], bool] | Ou
         with host.enter(reader):
             fd = open_trusted(shown, None, nobodys)
         try:
-            is_roots = os.fstat(fd).st_uid == 0
+            is_roots = os.fstat(fd).st_uid == 0 and is_below_roots_directories(shown)
             return parse_file(read_whole(shown, fd, _LARGEST_LIST)), is_roots
         finally:
             os.close(fd)
@@ -433,6 +473,22 @@ def read_include(host: Host, path: bytes) -> tuple[list[Destination], bool] | Ou
         return Outcome(451, "4.3.5", f"{_shown(path)}: {error}")
     except OSError as error:
         return cannot_read(shown, error)
+
+
+def is_below_roots_directories(path: str) -> bool:
+    """Does root alone decide what stands under `path`: no link, and no directory of others?
+
+    A link leads to what its owner likes, also to files of root's that he has filled himself.
+    """
+    if os.path.realpath(path) != path:
+        return False
+    while path != "/":
+        path = os.path.dirname(path)
+        status = os.stat(path)
+        is_open = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if status.st_uid != 0 or is_open:
+            return False
+    return True
 
 
 def list_members(host: Host, name: bytes) -> list[Destination] | Outcome | None:
@@ -487,8 +543,8 @@ def name_person(host: Host, name: bytes) -> bytes | Outcome:
     return _LOOP
 
 
-def _failure(outcome: Outcome, what: bytes = b"") -> Target:
-    return Target("failure", None, address=what, outcome=outcome)
+def _failure(outcome: Outcome, what: bytes = b"", owner: bytes = b"") -> Target:
+    return Target("failure", None, address=what, owner=owner, outcome=outcome)
 
 
 def _shown(name: bytes) -> str:

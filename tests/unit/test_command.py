@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,7 +93,7 @@ def test_the_environment_is_ours_and_harmless(host: Host) -> None:
         "LOGNAME": "alice",
         "ORIGINAL_RECIPIENT": "alice+lists",
         "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "RECIPIENT": "alice@mda.test",
+        "RECIPIENT": "alice+lists@mda.test",
         "SENDER": "_o_rourke___id__@mda.test",
         "SHELL": "/bin/sh",
         "USER": "alice",
@@ -145,6 +147,34 @@ def test_the_exit_status_decides_and_the_unknown_may_pass(
 ) -> None:
     assert run(host, script).startswith(reply)
     assert host.sandbox.mailbox("alice") is None
+
+
+def test_each_address_runs_the_command_for_itself(host: Host) -> None:
+    host.forward("alice", f'"|echo $EXTENSION >> {OUT}"\n')
+    host.alias(f'one: "|echo $LOCAL >> {OUT}"\ntwo: "|echo $LOCAL >> {OUT}"\n')
+    host.sandbox.run(["sh", "-c", f"touch {OUT}; chmod 666 {OUT}"])
+    said = host.send("alice+x", "alice+y", "one", "two", "alice+x", config=COMMANDS)
+    assert said[-1].startswith(b"250")
+    assert host.read(OUT).split() == [b"x", b"y", b"one", b"two"]
+
+
+def test_the_commands_of_one_message_share_their_time(host: Host) -> None:
+    host.forward("alice", f'"|sleep {LONG}", "|echo ran >> {OUT}"\n')
+    begun = time.monotonic()
+    said = host.send("alice", config=COMMANDS + "command_seconds = 1\n")
+    assert said[-1].startswith(b"451 4.3.0")
+    assert host.read(OUT) == b"", "a command was begun when the time was used up"
+    assert time.monotonic() - begun < 60
+
+
+def test_a_commands_time_is_not_the_time_that_others_wait_for_locks(host: Host) -> None:
+    host.forward("alice", '"|sleep 2"\n')
+    lock = host.sandbox.root / "mail/bob.lock"
+    lock.write_text("1\n")
+    threading.Timer(2.6, lock.unlink).start()
+    said = host.send("alice", "bob", config=COMMANDS + "lock_seconds = 2\n")
+    assert said[-1].startswith(b"250")
+    assert host.has("bob") == 1
 
 
 def test_a_command_that_takes_too_long_is_ended(host: Host) -> None:
@@ -251,7 +281,9 @@ def test_a_report_is_judged(report: bytes, code: int, note: str) -> None:
 
 def test_a_domain_that_is_no_ascii_is_spelt_for_a_shell() -> None:
     account = Account("zo\u00eb", 1, 1, "", "")
-    told = command.environment(account, "zo\u00eb".encode(), "m\u00fcll.example", b"", b"x\ny")
+    told = command.environment(
+        account, "zo\u00eb".encode(), b"+", "m\u00fcll.example", (b"", b"x\ny")
+    )
     assert told[b"DOMAIN"] == b"xn--mll-hoa.example"
     assert told[b"RECIPIENT"] == b"zo__@xn--mll-hoa.example"
     assert told[b"ORIGINAL_RECIPIENT"] == b"x_y"

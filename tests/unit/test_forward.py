@@ -151,7 +151,7 @@ def test_a_pipe_does_not_hold_us(home: Path) -> None:
     [
         (b"x" * 65_537, "is larger than 65536 bytes"),
         (b"bob\n" * 101, ": more than 100 destinations"),
-        (b"bob jones\n", ": no mailbox: bob jones"),
+        (b"bob jones\n", ": an entry that is no mailbox"),
         (b":include:/etc/passwd\n", ": :include: is for the aliases of the host"),
         (b"# Exim filter\nif x\n", ": is an Exim filter, which this host does not run"),
     ],

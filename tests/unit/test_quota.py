@@ -64,6 +64,28 @@ def test_a_maildir_counts_with_its_folders(tmp_path: Path) -> None:
     assert quota.judge(path, 1, 0, 4) == FULL
 
 
+def test_a_name_with_another_alphabets_digits_is_no_size(tmp_path: Path) -> None:
+    assert (
+        quota.judge(maildir(tmp_path, "new/1.x,S=\u00b2", "new/2.x,S=" + "9" * 100), 1, 30, 0)
+        is None
+    )
+
+
+def test_a_folder_that_is_a_link_does_not_count(tmp_path: Path) -> None:
+    path = maildir(tmp_path, "new/1.a,S=10", "elsewhere/new/2.b,S=1000")
+    (tmp_path / "Maildir/.link").symlink_to(tmp_path / "Maildir/elsewhere")
+    assert quota.judge(path, 1, 100, 0) is None
+
+
+def test_holes_are_not_counted_through(tmp_path: Path) -> None:
+    path = mbox(tmp_path, MESSAGE)
+    with open(path, "r+b") as file:
+        file.seek(40 << 30)
+        file.write(b"\n\n" + MESSAGE)
+    assert quota.judge(path, 1, 0, 3) is None
+    assert quota.judge(path, 1, 0, 2) == FULL
+
+
 def test_what_is_not_there_is_empty(tmp_path: Path) -> None:
     for path in (f"{tmp_path}/none", f"{tmp_path}/none/"):
         assert quota.judge(path, 10, 10, 1) is None

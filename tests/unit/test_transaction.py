@@ -69,6 +69,7 @@ class Broker:
         self.probed: dict[bytes, tuple[Outcome, int]] = {}
         self.outcomes: dict[bytes, Outcome] = {}
         self.unknown = {b"nobody"}
+        self.refusals: dict[bytes, Outcome] = {}
         self.resolved: list[tuple[bytes, int, bool, bool]] = []
         self.addresses: list[bytes] = []
         self.texts: dict[str, tuple[int, int]] = {}
@@ -80,6 +81,8 @@ class Broker:
         self.resolved.append((local_part, size, is_first, is_handed_over))
         if local_part in self.unknown:
             return UNKNOWN, []
+        if local_part in self.refusals:
+            return self.refusals[local_part], []
         owner = self.owners.get(local_part, b"")
         members = self.lists.get(local_part, [local_part])
         return OK, [self._copy(member.lower(), owner) for member in members]
@@ -400,6 +403,17 @@ def test_a_lists_copies_go_out_in_its_owners_name() -> None:
         ]
         assert delivery.sender == b"owner-staff@mda.test"
         assert delivery.recipient == b"staff@mda.test"
+
+
+def test_a_host_that_needs_a_mend_says_no_more_to_strangers() -> None:
+    broker = Broker()
+    broker.refusals = {b"alice": Outcome(451, "4.3.5", "/home/alice/.forward is odd")}
+    for peer, text in ((BOB, "<alice> /home/alice/.forward is odd"), (STRANGER, "Mail for this")):
+        transaction = begin(broker, peer=peer)
+        reply = transaction.address(path("alice"))
+        assert (reply.code, reply.enhanced) == (451, "4.3.5")
+        assert reply.lines[0].startswith(text)
+        transaction.drop()
 
 
 def test_a_notice_to_a_list_keeps_the_null_reverse_path() -> None:
