@@ -230,23 +230,23 @@ class MailboxLock:
     def leave_record(self) -> None:
         """Keep the dotlock after the release, for the next delivery to repair by."""
         if self._dotlock_fd != -1:
-            os.close(self._dotlock_fd)
+            close(self._dotlock_fd, self.notes)
             self._dotlock_fd = -1
 
     def let_go(self) -> None:
         """Give the locks back and close the mailbox; the directory stays open."""
         if self._dotlock_fd != -1:
             self._unlink_own_dotlock()
-            os.close(self._dotlock_fd)
+            close(self._dotlock_fd, self.notes)
             self._dotlock_fd = -1
         if self.fd != -1:
-            os.close(self.fd)
+            close(self.fd, self.notes)
             self.fd = -1
 
     def release(self) -> None:
         """Give everything back."""
         self.let_go()
-        os.close(self.dir_fd)
+        close(self.dir_fd, self.notes)
 
     def _unlink_own_dotlock(self) -> None:
         """Remove the dotlock unless somebody has put their own in its place."""
@@ -260,6 +260,14 @@ class MailboxLock:
         except OSError as error:
             # The message is safe; the lock of a dead process is cleared by who comes next.
             self.notes.append(f"{name}: cannot be removed: {error.strerror}")
+
+
+def close(fd: int, notes: list[str]) -> None:
+    """Close what is on disk already, or was never to be: a failure changes no outcome."""
+    try:
+        os.close(fd)
+    except OSError as error:
+        notes.append(f"a descriptor cannot be closed: {error.strerror}")
 
 
 def acquire(

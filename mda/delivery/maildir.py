@@ -12,7 +12,7 @@ import os
 import stat
 import time
 
-from mda.delivery.lock import printable
+from mda.delivery.lock import close, printable
 from mda.delivery.mbox import user_name
 from mda.model import Outcome, classify_os_error
 
@@ -43,7 +43,7 @@ def deliver(
         return classify_os_error(error, "writing the Maildir")
     finally:
         for fd in opened:
-            os.close(fd)
+            close(fd, notes)
     return Outcome(250, "2.0.0", "Delivered to mailbox")
 
 
@@ -110,15 +110,17 @@ def _write(tmp_fd: int, new_fd: int, message: tuple[bytes, int, int], notes: lis
     fd = os.open(name, _NEW_FILE, 0o600, dir_fd=tmp_fd)
     is_shown = is_durable = False
     try:
-        _copy(fd, head, text_fd, size)
-        os.fsync(fd)
+        try:
+            _copy(fd, head, text_fd, size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
         # A link, since a rename would replace what another host has named alike.
         os.link(name, name, src_dir_fd=tmp_fd, dst_dir_fd=new_fd)
         is_shown = True
         os.fsync(new_fd)
         is_durable = True
     finally:
-        os.close(fd)
         _unlink(name, tmp_fd, notes)
         if is_shown and not is_durable:
             _unlink(name, new_fd, notes)

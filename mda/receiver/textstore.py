@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from mda import log
 from mda.content.headers import HeaderFilter
 from mda.content.quoting import Quoter
 from mda.model import Outcome, classify_os_error
@@ -162,10 +163,13 @@ class StoredForm:
         self._broker.offer_text(self._form, self._fd, self._size)
 
     def close(self) -> None:
-        """Let go of the descriptor."""
+        """Let go of the descriptor; what has been delivered stays so if that fails."""
         if self._fd != -1:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            try:
+                os.close(fd)
+            except OSError as error:
+                log.write("text", log.WARNING, error=f"closing: {error.strerror}")
 
 
 def cannot_keep(error: OSError) -> Outcome:

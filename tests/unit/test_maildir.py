@@ -128,7 +128,8 @@ def test_a_maildir_that_is_a_file_or_has_no_parent_defers(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("call", "nth"), [("fsync", 1), ("fsync", 2), ("link", 1), ("write", 1), ("pread", 1)]
+    ("call", "nth"),
+    [("fsync", 1), ("fsync", 2), ("link", 1), ("write", 1), ("pread", 1), ("close", 1)],
 )
 @pytest.mark.parametrize(
     ("number", "code"),

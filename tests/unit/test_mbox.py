@@ -408,6 +408,27 @@ def test_no_descriptor_is_left(box: Path) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_a_descriptor_that_cannot_be_closed_changes_nothing(
+    box: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_close = os.close
+
+    def close(fd: int) -> None:
+        real_close(fd)
+        fail()
+
+    append(box)
+    notes: list[str] = []
+    fd = os.memfd_create("text")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        place = (str(box), 0, 0o660, PREFIX, fd, 0)
+        assert mbox.append(*place, time.monotonic() + 5, notes) == DELIVERED
+    os.close(fd)
+    assert notes == ["a descriptor cannot be closed: input/output error"] * 3
+    assert box.read_bytes() == PREFIX + TEXT + b"\n" + PREFIX + b"\n"
+
+
 def killed_after(writes: int) -> Callable[[int, list[bytes]], None]:
     """A stand-in for the write that ends the process after so many real ones."""
     real, done = mbox._write_whole, 0
@@ -505,7 +526,7 @@ def test_readers_find_the_messages(box: Path, tmp_path: Path) -> None:
     if shutil.which("formail"):
         with box.open("rb") as stdin:
             parts = subprocess.run(
-                ["formail", "-s", "sh", "-c", "echo message"],
+                ["formail", "-s", "sh", "-c", "cat >/dev/null; echo message"],
                 stdin=stdin,
                 capture_output=True,
                 check=True,
@@ -549,8 +570,7 @@ def test_long_append_touches_its_lock(box: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(os, "utime", utime)
     assert append(box, b"x" * (3 * mbox._BLOCK)) == DELIVERED
-    assert len(touched) == 3
-    assert touched[-1] == str(box)
+    assert len([path for path in touched if path != str(box)]) == 2
 
 
 def test_large_message_is_made_durable_piece_by_piece(
