@@ -206,10 +206,7 @@ def test_an_extension_leads_to_the_folder_of_its_name_where_there_is_one(top: Pa
     (top / ".link").symlink_to(top / ".lists.debian")
     assert maildir.find_folder(f"{top}/", "lists.debian") == f"{top}/.lists.debian/"
     for extension in ("", "none", "file", "link", ".lists.debian", "../x", "a/b", ".", "x" * 300):
-        if len(extension) < 300:
-            assert maildir.find_folder(f"{top}/", extension) == "", extension
-    with pytest.raises(OSError, match="name too long"):
-        maildir.find_folder(f"{top}/", "x" * 300)
+        assert maildir.find_folder(f"{top}/", extension) == "", extension
     assert maildir.find_folder(f"{top}/none/", "lists") == ""
 
 
