@@ -4,8 +4,9 @@
 
 # An MTA bounces the mail when its delivery command ends with 1, 2, 126 or 127, which is how
 # an interpreter ends that a system upgrade has broken: whatever is unknown becomes 75, try
-# later. MTAs quote the first line, so what Python or this shell complains of comes behind
-# ours. The answer counts, so wait for it when the MTA wants us to end.
+# later. Some MTAs show the first line that the command writes, some the last, so it is one
+# line, with the end of what Python or this shell complained of. The answer counts, so wait
+# for it when the MTA wants us to end.
 deliver() {
     trap : HUP INT TERM
     (: 3>&1) 2>/dev/null || exec >/dev/null
@@ -14,7 +15,8 @@ deliver() {
     case $status in
     0 | 65 | 67 | 75 | 77) ;;
     *)
-        echo "4.3.0 mda has failed (exit status $status)" >&2
+        errors="4.3.0 mda has failed (exit status $status)${errors:+: ${errors##*
+}}"
         status=75
         ;;
     esac

@@ -429,15 +429,16 @@ def test_deliver_becomes_75_where_python_is_broken(tmp_path: Path, fault: str) -
 
     assert done.returncode == 75
     assert done.stderr.startswith(b"4.3.0 mda has failed (exit status 12")
+    assert done.stderr.count(b"\n") == 1
     assert b"program" in done.stderr, "what the shell says of it"
 
 
-def test_complaints_of_python_come_behind_the_line_that_mtas_quote(tmp_path: Path) -> None:
-    program = "cat >/dev/null; echo Traceback >&2; echo out; echo File >&2; exit 1"
+def test_the_last_complaint_of_python_is_on_the_one_line_that_mtas_show(tmp_path: Path) -> None:
+    program = "cat >/dev/null; echo Traceback >&2; echo out; echo 'Error: 50%' >&2; exit 1"
     done = run_command(tmp_path, program, "deliver")
 
     assert (done.returncode, done.stdout) == (75, "out\n")
-    assert done.stderr == "4.3.0 mda has failed (exit status 1)\nTraceback\nFile\n"
+    assert done.stderr == "4.3.0 mda has failed (exit status 1): Error: 50%\n"
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-"])
