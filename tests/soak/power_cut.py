@@ -1,6 +1,6 @@
 """A host whose power is cut while mail arrives: what got its 250 is there afterwards.
 
-    python tests/soak/power_cut.py [CUTS]
+    python tests/soak/power_cut.py [BOOTS]
 
 Run it as root; it needs qemu-system-x86, linux-image-cloud-amd64, initramfs-tools, what the
 host tests need, and 3 GiB under /var/tmp. A Debian 12 with mda, installed by the README's
@@ -10,6 +10,9 @@ by LMTP into a Maildir, and note every 250. At a random moment the machine is ki
 Its disk has a cache that forgets: of what was written after the last flush only a random
 half reaches the disk. The next boot gets one more message for each mailbox, and then every
 message that got its 250 must be there, each one whole, and no half of any other.
+
+A boot takes long, so MOMENTS more are tried of each: from the log of its writes the disk is
+made as a cut at that moment would have left it, and mounted here for the next delivery.
 
 The disk and the counts stay in DIRECTORY, and the next run goes on from there.
 """
@@ -25,13 +28,11 @@ import shutil
 import signal
 import smtplib
 import socket
-import struct
 import subprocess
 import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,17 +42,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hosts.corpus import below_added_lines, number_of, read_mbox
 from hosts.host import InstalledHost, free_port, wait_until
+from soak.write_log import Entry, cut_power, read_log
 
 DIRECTORY = Path("/var/tmp/mda-power-cut")
 DISK, INITRD, COUNTS = DIRECTORY / "disk", DIRECTORY / "initrd", DIRECTORY / "counts.json"
+SCRATCH, MOUNTED = DIRECTORY / "scratch", DIRECTORY / "mounted"
+NEXT = 1_000_000_000  # the number of the message that is delivered after a cut
 DISK_SIZE = 2 << 30
 LOAD_SECONDS = 8.0  # the cut comes at a random moment of these
 CLIENTS = 3  # for each mailbox
-SURVIVING = 0.5  # of the writes that no flush has followed
+MOMENTS = 10
 SIZES = (0, 100, 5_000, 60_000, 400_000, 1_500_000)  # the last does not stay in memory
 WEIGHTS = (4, 8, 8, 4, 2, 1)
 UP_SECONDS = 300
-BOOTS = 3
+TRIES = 3
 
 # Ports inside: the two ways in, and two for the test itself.
 SMTP, LMTP, ARCHIVE, CLEAR = 2525, 2424, 2323, 2222
@@ -96,18 +100,12 @@ echo '/dev/vda / ext4 defaults 0 1' > /etc/fstab
 """
 MODULES = "virtio_pci\nvirtio_blk\nvirtio_net\next4\n"
 
-# The log of qemu's blklogwrites driver: a head of one sector, then entries, each a sector
-# (where in the disk, how many sectors, flags, the length of a mark) and the data of a write:
-# the format of the kernel's dm-log-writes.
-SECTOR = 512
-ENTRY = struct.Struct("<QQQQ")
-FLUSH, OTHERS = 1, ~1
-
 
 @dataclass
 class Counts:
     """What all runs have seen; `kept` holds, by mailbox, the numbers that got their 250."""
 
+    boots: int = 0
     cuts: int = 0
     sent: int = 0
     accepted: int = 0
@@ -129,8 +127,9 @@ class Counts:
 
     def __str__(self) -> str:
         return (
-            f"{self.cuts} cuts, {self.sent} messages begun, {self.accepted} got 250, "
-            f"{self.deferred} deferred, {self.torn} halves seen before the next delivery; "
+            f"{self.boots} boots, {self.cuts} cuts, {self.sent} messages begun, "
+            f"{self.accepted} got 250, {self.deferred} deferred, "
+            f"{self.torn} halves seen before the next delivery; "
             f"{self.writes_lost} of {self.writes} writes lost"
         )
 
@@ -180,36 +179,6 @@ def kernel_version() -> str:
     if not names:
         raise SystemExit("install linux-image-cloud-amd64 first")
     return names[-1].name.removeprefix("vmlinuz-")
-
-
-def read_log(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """The entries of a log in their order: flags, offset in the disk, data written."""
-    with path.open("rb") as log:
-        log.seek(SECTOR)
-        while len(head := log.read(SECTOR)) == SECTOR:
-            sector, count, flags, _ = ENTRY.unpack_from(head)
-            data = log.read(count * SECTOR)
-            # The entry that the cut came upon is all zeros, or not there in full.
-            if len(data) < count * SECTOR or not (flags or count):
-                return
-            if flags & OTHERS:
-                raise SystemExit(f"a write of another kind: {flags}")
-            yield flags, sector * SECTOR, data
-
-
-def forget_unflushed(log: Path, counts: Counts) -> None:
-    """Bring to the disk what its cache has let go, and half of the rest."""
-    entries = list(read_log(log))
-    flushes = [at for at, (flags, _, _) in enumerate(entries) if flags & FLUSH]
-    last = flushes[-1] if flushes else 0
-    with DISK.open("r+b") as disk:
-        for at, (_, offset, data) in enumerate(entries):
-            counts.writes += bool(data)
-            if at > last and random.random() > SURVIVING:  # noqa: S311 (no secret)
-                counts.writes_lost += bool(data)
-                continue
-            disk.seek(offset)
-            disk.write(data)
 
 
 # -- the machine ----------------------------------------------------------------------
@@ -282,7 +251,7 @@ class Machine:
 
 def boot() -> Machine:
     """A machine that is up. qemu crashes now and then, before anything has happened."""
-    for _ in range(BOOTS):
+    for _ in range(TRIES):
         machine = Machine()
         try:
             if machine.is_up():
@@ -291,15 +260,19 @@ def boot() -> Machine:
             machine.cut()
             raise
         machine.cut()
-    raise SystemExit(f"qemu has crashed {BOOTS} times")
+    raise SystemExit(f"qemu has crashed {TRIES} times")
 
 
 class Load:
-    """Clients that send mail until the machine is gone."""
+    """Clients that send mail until the machine is gone.
+
+    `noted` are the 250s: for whom, which message, and how long the log was by then.
+    """
 
     def __init__(self, machine: Machine, counts: Counts) -> None:
         self._machine = machine
         self._counts = counts
+        self.noted: list[tuple[str, int, int]] = []
         self._numbers = itertools.count(counts.number)
         self._lock = threading.Lock()
         self._all_connected = threading.Barrier(2 * CLIENTS + 1)
@@ -350,15 +323,16 @@ class Load:
         with self._lock:
             self._counts.accepted += 1
             self._counts.kept[user].append(number)
+            self.noted.append((user, number, self._machine.log.stat().st_size))
 
 
 # -- the mail -------------------------------------------------------------------------
 
 
-def fetch(machine: Machine) -> dict[str, bytes]:
-    """Every file in the mail spool and in bob's home."""
-    with tarfile.open(fileobj=io.BytesIO(machine.read(ARCHIVE))) as archive:
-        found = ((member, archive.extractfile(member)) for member in archive)
+def read_archive(archive: bytes) -> dict[str, bytes]:
+    """The files in a tar archive by their names."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        found = ((member, tar.extractfile(member)) for member in tar)
         return {member.name: file.read() for member, file in found if file is not None}
 
 
@@ -388,49 +362,107 @@ def count_torn(files: dict[str, bytes]) -> int:
     return 0
 
 
+def compare(kept: dict[str, list[int]], files: dict[str, bytes], what: str) -> None:
+    """All that got 250 must be there, and nothing that is not whole."""
+    found = numbers_in(files)
+    for user, numbers in kept.items():
+        lost = set(numbers) - set(found[user])
+        if lost:
+            raise SystemExit(f"{what}: LOST, of {user}'s: {sorted(lost)}")
+
+
 def check(machine: Machine, load: Load, counts: Counts) -> None:
-    """After the next delivery: all that got 250, and nothing that is not whole."""
-    counts.torn += count_torn(fetch(machine))
+    """What the last cut has left, after the next delivery."""
+    counts.torn += count_torn(read_archive(machine.read(ARCHIVE)))
     for user in counts.kept:
         before = counts.accepted
         with load.connect(user) as client:
             load.send(client, user)
         if counts.accepted == before:
             raise SystemExit(f"the next message for {user} was refused")
-    found = numbers_in(fetch(machine))
-    for user, numbers in counts.kept.items():
-        lost = set(numbers) - set(found[user])
-        if lost:
-            raise SystemExit(f"LOST, of {user}'s: {sorted(lost)}\n{counts}")
+    compare(counts.kept, read_archive(machine.read(ARCHIVE)), "after the boot")
 
 
-def cut_once(counts: Counts) -> None:
+# Mounted where nobody else sees it, and gone with the shell.
+AFTER_A_CUT = f"""
+mount -o loop {SCRATCH} {MOUNTED}
+mount -t proc proc {MOUNTED}/proc
+mda() {{ chroot {MOUNTED} /usr/local/bin/mda deliver -f carol@example.org "$@"; }}
+tar -C {MOUNTED} -cf {DIRECTORY}/before.tar var/mail home/bob
+mda -d alice <{DIRECTORY}/next >&2
+mda -d bob --config /etc/mda/maildir.toml <{DIRECTORY}/next >&2
+tar -C {MOUNTED} -c var/mail home/bob
+"""
+
+
+def try_moment(entries: list[Entry], kept: dict[str, list[int]], counts: Counts, what: str) -> None:
+    """Make the disk that a cut behind the entries leaves, deliver once more, and look."""
+    subprocess.run(["cp", "--sparse=always", "--reflink=auto", DISK, SCRATCH], check=True)
+    writes, lost = cut_power(entries, SCRATCH)
+    MOUNTED.mkdir(exist_ok=True)
+    (DIRECTORY / "next").write_bytes(make_message(NEXT))
+    words = ["unshare", "--mount", "sh", "-ec", AFTER_A_CUT]
+    done = subprocess.run(words, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{what}: {done.stderr.decode()}")
+    counts.cuts += 1
+    counts.writes += writes
+    counts.writes_lost += lost
+    counts.torn += count_torn(read_archive((DIRECTORY / "before.tar").read_bytes()))
+    compare(
+        {user: [*numbers, NEXT] for user, numbers in kept.items()}, read_archive(done.stdout), what
+    )
+
+
+def try_moments(
+    load: Load, begun: int, entries: list[Entry], counts: Counts, kept: dict[str, list[int]]
+) -> None:
+    """Cuts at random moments since the log was `begun` bytes long and `kept` was there."""
+    possible = [at for at, entry in enumerate(entries, 1) if entry.end > begun]
+    for at in sorted(random.sample(possible, min(MOMENTS, len(possible)))):
+        end = entries[at - 1].end
+        there = {user: list(numbers) for user, numbers in kept.items()}
+        for user, number, size in load.noted:
+            if begun < size <= end:
+                there[user].append(number)
+        try_moment(entries[:at], there, counts, f"boot {counts.boots}, entry {at}")
+
+
+def boot_once(counts: Counts) -> None:
     """Boot, check what the last cut has left, load, and cut at a random moment."""
     machine = boot()
     try:
         load = Load(machine, counts)
         check(machine, load, counts)
-        if counts.cuts % 2:
+        if counts.boots % 2:
             machine.read(CLEAR)
             counts.kept = {"alice": [], "bob": []}
+        kept = {user: list(numbers) for user, numbers in counts.kept.items()}
+        begun = machine.log.stat().st_size
         load.start()
         time.sleep(random.uniform(0, LOAD_SECONDS))  # noqa: S311 (no secret)
     finally:
         machine.cut()
     load.join()
+    entries = list(read_log(machine.log))
+    try_moments(load, begun, entries, counts, kept)
+    writes, lost = cut_power(entries, DISK)
+    counts.writes += writes
+    counts.writes_lost += lost
+    counts.boots += 1
     counts.cuts += 1
-    forget_unflushed(machine.log, counts)
     counts.save()
 
 
 def main() -> None:
-    """Cut as often as asked for, and check once more after the last."""
+    """Boot and cut as often as asked for, and check once more after the last."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no machine is left behind
     if not DISK.exists():
         build()
     counts = Counts.load()
-    for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 50):
+    for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 5):
         began = time.monotonic()
-        cut_once(counts)
+        boot_once(counts)
         print(f"{counts} ({time.monotonic() - began:.0f} s)", flush=True)
     machine = boot()
     try:
