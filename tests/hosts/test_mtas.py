@@ -1,18 +1,17 @@
-"""Real transport agents, as packaged, each handing 200 messages to mda byte for byte."""
+"""Real transport agents, as packaged, in every way in which they hand mail to mda."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import pytest
 
-from hosts.corpus import below_added_lines, make_corpus, number_of, read_mbox
+from hosts.agents import COMMAND_WAYS, LMTP_WAYS, WAYS, Handover
+from hosts.corpus import BODIES, below_added_lines, make_corpus, number_of, read_mbox
 from hosts.host import InstalledHost, wait_until
 from hosts.speaking import LMTP, SMTP
 
-MESSAGES = 200
 SENDMAIL = """
 import os, subprocess, sys
 for name in sorted(os.listdir('/var/tmp/corpus'), key=int):
@@ -22,114 +21,61 @@ for name in sorted(os.listdir('/var/tmp/corpus'), key=int):
 """
 
 
-def install_package(host: InstalledHost, packages: str) -> None:
-    """As an administrator does who takes every default, with no daemon started too early."""
-    command = "apt-get install -y -q --no-install-recommends " + packages
-    host.run(f"apt-get update -q; DEBIAN_FRONTEND=noninteractive {command}", timeout=600)
-
-
-def set_up_postfix(host: InstalledHost) -> None:
-    """The packaged configuration, with its chrooted client, and the line that we print."""
-    install_package(host, "postfix")
-    host.install()
-    (setting,) = re.findall(r"in main\.cf: (.+)", host.installation.stdout)
-    host.run(["postconf", "-e", setting, "inet_interfaces = 127.0.0.1", "myorigin = $myhostname"])
-    # The host shares this machine's port 25.
-    host.run("sed -i 's/^smtp      inet/#&/' /etc/postfix/master.cf; systemctl restart postfix")
-    chrooted = host.run("postconf -M lmtp/unix").stdout.split()
-    assert chrooted[4] in ("y", "-"), "the client of Debian's package is chrooted"
-
-
-EXIM_TRANSPORT = """mda_lmtp:
-  driver = lmtp
-  socket = /run/mda/lmtp.sock
-  batch_max = 20
-"""
-
-
-def set_up_exim(host: InstalledHost) -> None:
-    """Local delivery by LMTP, in the split configuration of the package."""
-    install_package(host, "exim4-daemon-light")
-    host.install()
-    host.path("/etc/exim4/conf.d/transport/40_mda_lmtp").write_text(EXIM_TRANSPORT)
-    settings = host.path("/etc/exim4/update-exim4.conf.conf")
-    text = re.sub(
-        r"(?m)^dc_(use_split_config|localdelivery|eximconfig_configtype)=.*\n",
-        "",
-        settings.read_text(),
-    )
-    text += "dc_use_split_config='true'\ndc_localdelivery='mda_lmtp'\n"
-    settings.write_text(text + "dc_eximconfig_configtype='local'\n")
-    host.run("update-exim4.conf; systemctl restart exim4")
-
-
-SMTPD_CONF = """listen on socket
-action "local" lmtp "/run/mda/lmtp.sock"
-match from local for any action "local"
-"""
-
-
-def set_up_opensmtpd(host: InstalledHost) -> None:
-    """Local delivery by LMTP; the package's client runs as the recipient."""
-    install_package(host, "opensmtpd")
-    host.install()
-    host.path("/etc/smtpd.conf").write_text(SMTPD_CONF)
-    host.run("systemctl restart opensmtpd")
-
-
-# What runs where, and the kinds of text that the agent's own sendmail changes: Postfix makes
-# a lone CR a space, Exim a line's end; OpenSMTPD puts long lines into quoted-printable and
-# takes no message with NUL.
-AGENTS: dict[str, tuple[str, Callable[[InstalledHost], None], tuple[str, ...]]] = {
-    "postfix": ("debian12", set_up_postfix, ("lone CR",)),
-    "exim": ("debian13", set_up_exim, ("lone CR",)),
-    "opensmtpd": ("debian12", set_up_opensmtpd, ("line of 998", "NUL")),
-}
-
-
-def start(name: str) -> InstalledHost:
-    """A booted host with the agent and mda; it is stopped if that fails."""
-    tree, set_up, _ = AGENTS[name]
-    host = InstalledHost(name, tree=tree)
-    try:
-        host.boot()
-        set_up(host)
-    except BaseException:
-        host.stop()
-        raise
-    return host
-
-
 @pytest.fixture(scope="module")
-def agents() -> Iterator[dict[str, Future[InstalledHost]]]:
-    """The hosts of all agents, getting up side by side."""
-    with ThreadPoolExecutor() as pool:
-        futures = {name: pool.submit(start, name) for name in AGENTS}
-        yield futures
-        for future in futures.values():
-            if not future.exception():
-                future.result().stop()
-
-
-@pytest.mark.parametrize("name", list(AGENTS))
-def test_every_message_arrives_byte_for_byte(
-    agents: dict[str, Future[InstalledHost]], name: str
-) -> None:
+def handover(request: pytest.FixtureRequest, agents: dict[str, Future[InstalledHost]]) -> Handover:
+    """The agent's host, its agent set up to hand mail over in the way that is asked for."""
+    way: str = request.param
+    name, set_up = WAYS[way]
     host = agents[name].result()
-    corpus = list(make_corpus(MESSAGES, AGENTS[name][2]))
+    set_up(host)
+    return Handover(host, way)
+
+
+@pytest.fixture(autouse=True)
+def _empty_spool(handover: Handover) -> None:
+    handover.host.clear_mail()
+
+
+def through(*ways: str) -> pytest.MarkDecorator:
+    """Run a test in these ways."""
+    return pytest.mark.parametrize("handover", ways, indirect=True)
+
+
+def wait_for_mail(handover: Handover, user: str, count: int) -> list[bytes]:
+    """The messages in a mailbox, as soon as there are so many, in the order of sending."""
+    host = handover.host
+    wait_until(lambda: host.mailbox(user).count(b"\nX-Number: ") >= count, "the mail is there", 180)
+    wait_until(lambda: host.mailbox(user).endswith(b"\n\n"), "the last is whole")
+    found = sorted(read_mbox(host.mailbox(user)), key=number_of)
+    assert len(found) == count
+    return found
+
+
+def wait_for_bounce(handover: Handover) -> bytes:
+    """The one message in bob's mailbox, as soon as it is there."""
+    host = handover.host
+    wait_until(lambda: host.mailbox("bob").endswith(b"\n\n"), "the bounce is there", 60)
+    (bounce,) = read_mbox(host.mailbox("bob"))
+    assert bounce.startswith(b"Return-Path: <>\n")
+    return bounce
+
+
+# 200 messages by LMTP; where each one starts a program, one of every kind.
+@through(*WAYS)
+def test_every_message_arrives_byte_for_byte(handover: Handover) -> None:
+    host = handover.host
+    altered = handover.agent.altered
+    count = 200 if handover.way in LMTP_WAYS else len(BODIES) - len(altered)
+    corpus = list(make_corpus(count, altered))
     folder = host.path("/var/tmp/corpus")
-    folder.mkdir()
+    host.run("rm -rf /var/tmp/corpus; mkdir /var/tmp/corpus")
     for number, message in enumerate(corpus):
         (folder / str(number)).write_bytes(message)
 
-    host.run(["python3", "-I", "-c", SENDMAIL, f"alice@{name}.example.org"], user="bob")
+    host.run(["python3", "-I", "-c", SENDMAIL, handover.address("alice")], user="bob")
 
-    wait_until(
-        lambda: host.mailbox("alice").count(b"\nX-Number: ") == MESSAGES, "all have arrived", 180
-    )
-    wait_until(lambda: host.mailbox("alice").endswith(b"\n\n"), "the last is whole")
-    kept = read_mbox(host.mailbox("alice"))
-    assert sorted(map(number_of, kept)) == list(range(MESSAGES))
+    kept = wait_for_mail(handover, "alice", count)
+    assert [number_of(message) for message in kept] == list(range(count))
     changed = {
         message: corpus[number_of(message)]
         for message in map(below_added_lines, kept)
@@ -138,25 +84,15 @@ def test_every_message_arrives_byte_for_byte(
     assert not changed
 
 
+@through("postfix lmtp")
 @pytest.mark.parametrize(("options", "path"), [((), SMTP), (("-L",), LMTP)])
 def test_twenty_sessions_of_smtp_source(
-    agents: dict[str, Future[InstalledHost]], options: tuple[str, ...], path: str
+    handover: Handover, options: tuple[str, ...], path: str
 ) -> None:
     """Postfix's load generator: 200 messages by 20 sessions at a time, each one whole."""
-    host = agents["postfix"].result()
-    host.clear_mail()
-    words = [
-        "/usr/sbin/smtp-source",
-        "-s",
-        "20",
-        "-m",
-        "200",
-        "-l",
-        "4096",
-        "-f",
-        "bob@example.org",
-    ]
-    words += ["-t", "alice", "-S", "by smtp-source"]
+    host = handover.host
+    words = ["/usr/sbin/smtp-source", "-s", "20", "-m", "200", "-l", "4096"]
+    words += ["-f", "bob@example.org", "-t", "alice", "-S", "by smtp-source"]
     host.run([*words, *options, f"unix:{path}"])
     kept = read_mbox(host.mailbox("alice"))
     texts = {message.partition(b"\n\n")[2] for message in kept}
@@ -164,3 +100,202 @@ def test_twenty_sessions_of_smtp_source(
     assert len(texts) == 1, "one is not like the others"
     assert len(texts.pop()) > 3000
     assert not list(host.path("/var/mail").glob("*.lock"))
+
+
+# -- the words of the command ---------------------------------------------------------
+
+# Sent by `sendmail -bs`, which takes what a client may say, or with -f.
+SUBMIT = r"""
+import subprocess, sys
+sender, recipient, number = sys.argv[1:]
+parameter = '' if sender.isascii() else ' SMTPUTF8'
+mail = f'MAIL FROM:<{sender}>{parameter}\r\nRCPT TO:<{recipient}>\r\nDATA\r\n'
+text = f'X-Number: {number}\r\n\r\ntext\r\n.\r\nQUIT\r\n'
+session = subprocess.Popen(['/usr/sbin/sendmail', '-bs'], stdin=-1, stdout=-1)
+for line in ('EHLO client.example\r\n' + mail + text).splitlines(keepends=True):
+    is_text = line[:1] in 'X\r' or line == 'text\r\n'
+    if not is_text:
+        reply = b'250-'
+        while reply[3:4] == b'-':
+            reply = session.stdout.readline()
+        assert reply[:1] in (b'2', b'3'), (line, reply)
+    session.stdin.write(line.encode())
+    session.stdin.flush()
+session.stdin.close()
+sys.exit(session.wait())
+"""
+# What was sent, and what the Return-Path says.
+AS_SENT = {
+    each: each
+    for each in (
+        "",
+        "bob@example.org",
+        '"two words"@example.org',
+        '"a\\"b"@example.org',
+        "-f@example.org",
+        '"<>"@example.org',
+        "o'b$HOME`id`@example.org",
+    )
+}
+# local(8) leaves no character to the command that a shell could mistake.
+TAMED = AS_SENT | {
+    '"two words"@example.org': "two_words@example.org",
+    '"a\\"b"@example.org': "a_b@example.org",
+    '"<>"@example.org': "__@example.org",
+    "o'b$HOME`id`@example.org": "o_b_HOME_id_@example.org",
+    "jörg@exämple.org": "j__rg@ex__mple.org",
+}
+SENDERS = {
+    "postfix mailbox_command": TAMED,
+    "postfix pipe": AS_SENT | {"jörg@exämple.org": "jörg@exämple.org"},
+    "exim pipe": AS_SENT,
+}
+# As its own sendmail takes them.
+OPENSMTPD_SENDERS = {
+    "": "",
+    "<>": "",
+    "bob@example.org": "bob@example.org",
+    "-f@example.org": "-f@example.org",
+    "o'b$HOME@example.org": '"o:b:HOME"@example.org',
+}
+
+
+def senders_kept(handover: Handover, count: int) -> list[str]:
+    """The reverse-paths of the messages in alice's mailbox, in the order of sending."""
+    kept = wait_for_mail(handover, "alice", count)
+    found = [re.match(rb"Return-Path: <(.*)>\n", message) for message in kept]
+    return [each[1].decode() for each in found if each]
+
+
+@through(*SENDERS)
+def test_every_sender_arrives(handover: Handover) -> None:
+    senders = SENDERS[handover.way]
+    for number, sender in enumerate(senders):
+        words = ["python3", "-I", "-c", SUBMIT, sender, handover.address("alice"), str(number)]
+        handover.host.run(words, user="bob")
+    assert senders_kept(handover, len(senders)) == list(senders.values())
+    assert "libcap-ng" not in handover.host.run("journalctl -b -q --no-pager").stdout
+
+
+@through("opensmtpd mda")
+def test_every_sender_of_opensmtpd_arrives(handover: Handover) -> None:
+    for number, sender in enumerate(OPENSMTPD_SENDERS):
+        words = ["/usr/sbin/sendmail", "-i", "-f", sender, handover.address("alice")]
+        handover.host.run(words, user="bob", input=f"X-Number: {number}\n\ntext\n")
+    kept = senders_kept(handover, len(OPENSMTPD_SENDERS))
+    assert kept == list(OPENSMTPD_SENDERS.values())
+    assert "libcap-ng" not in handover.host.run("journalctl -b -q --no-pager").stdout
+
+
+@through("postfix mailbox_command", "postfix pipe", "postfix pipe DRF")
+def test_an_extension_is_passed_on(handover: Handover) -> None:
+    handover.send("X-Number: 0\n\ntext\n", "alice+lists")
+    (kept,) = wait_for_mail(handover, "alice", 1)
+    assert re.search(rb"\n\tfor <alice\+lists>; ", kept)
+
+
+@through("postfix pipe")
+def test_one_command_serves_several_recipients(handover: Handover) -> None:
+    handover.send("X-Number: 0\n\ntext\n", "alice", "carol")
+    copies = [*wait_for_mail(handover, "alice", 1), *wait_for_mail(handover, "carol", 1)]
+    names = [re.findall(rb"\n\tby \S+ with LMTP id (\S+);", copy) for copy in copies]
+    assert names[0] == names[1]
+    assert len(names[0]) == 1
+
+
+# -- what the agent makes of the exit status --------------------------------------------
+
+FAULTS = {
+    "the interpreter is gone": (
+        "mv /opt/mda/bin/python3 /opt/mda/bin/gone",
+        "mv /opt/mda/bin/gone /opt/mda/bin/python3",
+        "mda has failed (exit status 127)",
+    ),
+    "the program cannot be read": (
+        "chmod 700 /opt/mda",
+        "chmod 755 /opt/mda",
+        "mda has failed (exit status 126)",
+    ),
+    "the configuration is broken": (
+        "cp -p /etc/mda/mda.toml /etc/mda/kept; echo '[reciever]' >> /etc/mda/mda.toml",
+        "mv /etc/mda/kept /etc/mda/mda.toml",
+        "Configuration error",
+    ),
+}
+
+
+@through(*COMMAND_WAYS)
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_mail_waits_until_mda_is_mended(handover: Handover, fault: str) -> None:
+    break_it, mend_it, reason = FAULTS[fault]
+    before = handover.log()
+    handover.host.run(break_it)
+    try:
+        handover.send("X-Number: 0\n\ntext\n", "alice")
+        wait_until(lambda: reason in handover.log().removeprefix(before), "the log says why")
+        wait_until(lambda: "alice@" in handover.queue(), "the mail waits")
+        assert handover.host.mailbox("alice") == b""
+    finally:
+        handover.host.run(mend_it)
+    handover.flush()
+    wait_for_mail(handover, "alice", 1)
+    assert handover.host.mailbox("bob") == b"", "nothing has bounced"
+
+
+@through(*COMMAND_WAYS)
+def test_mail_for_nobody_comes_back(handover: Handover) -> None:
+    # An account that the agent knows, and no person for mda.
+    handover.host.run("id robot >/dev/null 2>&1 || useradd --system -m robot")
+    handover.send("X-Number: 0\n\ntext\n", "robot")
+    assert b"5.1.1" in wait_for_bounce(handover)
+
+
+# -- loops ----------------------------------------------------------------------------
+
+FORWARD = '"|/usr/local/bin/mda deliver -d alice"\n'
+BY_LOCAL = ("postfix mailbox_command", "exim pipe", "opensmtpd mda")
+
+
+def steer(handover: Handover, forward: str, keys: dict[str, str]) -> None:
+    """Write alice's forward file, and settings; no text and no keys undo it all."""
+    host = handover.host
+    host.run("cat > .forward; test -s .forward || rm .forward", user="alice", input=forward)
+    script = "".join(f"s/^#*{key} = .*/{key} = {value}/;" for key, value in keys.items())
+    host.run(["sed", "-i", script, "/etc/mda/mda.toml"])
+
+
+@through(*BY_LOCAL)
+def test_a_forward_file_that_names_mda_is_no_loop(handover: Handover) -> None:
+    steer(handover, FORWARD, {})
+    try:
+        handover.send("X-Number: 0\n\ntext\n", "alice")
+        wait_for_mail(handover, "alice", 1)
+    finally:
+        steer(handover, "", {})
+
+
+@through(*BY_LOCAL)
+def test_a_forward_file_that_calls_itself_ends_with_546(handover: Handover) -> None:
+    # mda follows forward files too, as the agent does already: round and round.
+    steer(handover, FORWARD, {"mta_expands": "false", "commands": "true"})
+    try:
+        handover.send("X-Number: 0\n\ntext\n", "alice")
+        assert b"5.4.6" in wait_for_bounce(handover)
+        assert handover.host.mailbox("alice") == b""
+    finally:
+        steer(handover, "", {"mta_expands": "true", "commands": "false"})
+
+
+@through("postfix pipe", "postfix pipe DRF")
+def test_mail_that_is_sent_back_to_us_ends_with_546(handover: Handover) -> None:
+    # Every round is another message for Postfix, and only mda can know that it was here.
+    handover.host.run("mda install --now --commands")
+    forward = r'"|/usr/sbin/sendmail -i -f \"$SENDER\" alice"'
+    steer(handover, forward, {"mta_expands": "false", "commands": "true"})
+    try:
+        handover.send("X-Number: 0\n\ntext\n", "alice")
+        assert b"5.4.6" in wait_for_bounce(handover)
+        assert handover.host.mailbox("alice") == b""
+    finally:
+        steer(handover, "", {"mta_expands": "true", "commands": "false"})
+        handover.host.run("mda install --now --no-commands")
