@@ -316,7 +316,8 @@ class Load:
         try:
             text = make_message(number).replace(b"\n", b"\r\n")
             client.sendmail("carol@example.org", [user], text)
-        except smtplib.SMTPResponseException:
+        except smtplib.SMTPResponseException as refusal:
+            print(f"{user}: {refusal}", flush=True)
             with self._lock:
                 self._counts.deferred += 1
             return
