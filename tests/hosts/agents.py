@@ -158,7 +158,9 @@ def set_up_opensmtpd(delivery: str) -> Callable[[InstalledHost], None]:
         host.path("/etc/smtpd.conf").write_text(
             f'listen on socket\naction "mda" {delivery}\nmatch from local for any action "mda"\n'
         )
-        host.run("systemctl restart opensmtpd")
+        # In a container on the old cgroup hierarchy its processes outlive the unit.
+        host.run("systemctl stop opensmtpd; while pkill -x smtpd; do sleep 0.1; done")
+        host.run("systemctl start opensmtpd; until smtpctl show stats; do sleep 0.1; done")
 
     return set_up
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from hosts.agents import AGENTS, start_agent
+from hosts.agents import WAYS, start_agent
 from hosts.host import SUITES, InstalledHost, free_port, start
 
 Starting = dict[str, Future[InstalledHost]]
@@ -51,10 +51,16 @@ def port(host: InstalledHost) -> int:
 
 
 @pytest.fixture(scope="session")
-def agents() -> Iterator[Starting]:
-    """The hosts of all transport agents, getting up side by side."""
+def agents(request: pytest.FixtureRequest) -> Iterator[Starting]:
+    """The hosts of the transport agents that this run needs, getting up side by side."""
+    ways = {
+        item.callspec.params.get("handover")
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    }
+    wanted = {name for way, (name, _) in WAYS.items() if way in ways}
     with ThreadPoolExecutor() as pool:
-        futures = {name: pool.submit(start_agent, name) for name in AGENTS}
+        futures = {name: pool.submit(start_agent, name) for name in wanted}
         yield futures
         for future in futures.values():
             if not future.exception():
