@@ -241,10 +241,10 @@ class _Walk:
         """A local part: an alias, else a person, else nobody."""
         host = self._host
         outcome, account = host.find_account(name)
-        if account is not None and self._is_final(account):
-            self.add(self.mailbox(account, origin))
-        elif name.lower() == _POSTMASTER:
+        if name.lower() == _POSTMASTER:
             self._follow_postmaster(outcome, account, origin)
+        elif account is not None and self._is_final(account):
+            self.add(self.mailbox(account, origin))
         elif host.only_uid is None and self.follow_alias(name, origin):
             return
         elif account is not None:

@@ -326,9 +326,12 @@ def test_postmaster_always_has_a_mailbox(host: Host, broken: str) -> None:
     assert host.has("root") == 2
 
 
-def test_postmaster_is_an_alias_where_that_leads_somewhere(host: Host) -> None:
+@pytest.mark.parametrize(("protocol", "peer"), [("smtp", "bob"), ("lmtp", "postfix")])
+def test_postmaster_is_an_alias_where_that_leads_somewhere(
+    host: Host, protocol: str, peer: str
+) -> None:
     host.alias("postmaster: root\nroot: alice\n")
-    host.send("postmaster")
+    host.send("postmaster", protocol=protocol, peer=peer)
     assert (host.has("alice"), host.sandbox.mailbox("root")) == (1, None)
 
 
