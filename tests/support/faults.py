@@ -22,6 +22,14 @@ NO_SHELL = b"sh: "
 SCRIPT = Path(__file__).parents[2] / "systemd/mda.sh"
 
 
+def wrapped_command(sandbox: Sandbox) -> list[str]:
+    """The `mda` that is installed: the shell script around the interpreter."""
+    script = sandbox.root / "mda.sh"
+    program = shlex.join(start_command())
+    script.write_text(SCRIPT.read_text().replace("@PROGRAM@", program))
+    return ["sh", str(script)]
+
+
 @dataclass
 class Setting:
     """What is delivered how: the kind of mailbox, the size of the text, by which command."""
@@ -48,10 +56,7 @@ class Faults:
         self._sandbox = sandbox
         self._setting = setting
         self._record = sandbox.root / "faults"
-        script = sandbox.root / "mda.sh"
-        program = shlex.join(start_command())
-        script.write_text(SCRIPT.read_text().replace("@PROGRAM@", program))
-        self._command = ["sh", str(script)]
+        self._command = wrapped_command(sandbox)
         self._text = b"y" * 70 + b"\n"
         self._text *= setting.size // len(self._text) + 1
 
