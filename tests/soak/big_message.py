@@ -2,11 +2,12 @@
 
     python tests/soak/big_message.py [MIB]
 
-Run it as root; it needs three times the message's size under /var/tmp for a while. Every
-policy is on. The sizes and sums of the text as it was sent and as it lies in the mailbox,
-its quoting undone, must be the same, and the session and the broker together must stay
-under GOAL. What the text itself takes in memory before it moves to the spool, at most
-delivery.memory, is a file without a name and no process's.
+Run it as root; it needs three times the message's size under /var/tmp for a while. It goes
+into an mbox and then into a Maildir; every policy is on. The sizes and sums of the text as
+it was sent and as it lies in the mailbox, its quoting undone, must be the same, and the
+session and the broker together must stay under GOAL. What the text itself takes in memory
+before it moves to the spool, at most delivery.memory, is a file without a name and no
+process's.
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ GOAL = 40  # MiB of PSS
 PAUSE = 0.02  # seconds between two looks at the memory
 BLOCKS = 16
 BEGIN = b"Subject: a big message\n\n"
-CONFIG = f"""[receiver]
-message_size = {1 << 40}
+CONFIG = """[receiver]
+message_size = 1099511627776
 bare_newlines = "reject"
 text_line = 1000000
+
+[delivery]
+mailbox = "%s"
 """
+MAILBOXES = {"mbox": "/var/mail/{user}", "Maildir": "/var/mail/{user}/"}
 ENVELOPE = b"EHLO x\r\nMAIL FROM:<bob@x>\r\nRCPT TO:<alice>\r\nDATA\r\n"
 
 
@@ -132,22 +137,26 @@ def read_until(client: socket.socket, end: bytes) -> bytes:
 
 
 def stored_pieces(mailbox: Path) -> Iterator[bytes]:
-    """The text in a mailbox of one message, in whole lines, the quoting undone."""
+    """The text in a mailbox of one message: from an mbox in whole lines, the quoting undone."""
+    is_maildir = mailbox.is_dir()
+    if is_maildir:
+        (mailbox,) = mailbox.glob("new/*")
     with mailbox.open("rb") as file:
         file.seek(file.read(4096).index(b"\n" + BEGIN) + 1)
-        left = mailbox.stat().st_size - file.tell() - len(b"\n")
+        left = mailbox.stat().st_size - file.tell() - (0 if is_maildir else len(b"\n"))
         begun = b""
         while piece := file.read(min(MIB, left)):
             left -= len(piece)
             whole, newline, begun = (begun + piece).rpartition(b"\n")
-            yield re.sub(rb"(?m)^>(>*From )", rb"\1", whole + newline)
+            whole += newline
+            yield whole if is_maildir else re.sub(rb"(?m)^>(>*From )", rb"\1", whole)
         yield begun
 
 
-def transfer(sandbox: Sandbox, size: int) -> tuple[Sum, int]:
+def transfer(sandbox: Sandbox, mailbox: str, size: int) -> tuple[Sum, int]:
     """Send the message and print what it costs; its sum, and the most PSS in KiB."""
     ours, theirs = sandbox.connect_as("bob")
-    file = sandbox.configure(CONFIG)
+    file = sandbox.configure(CONFIG % mailbox)
     process = sandbox.start("receive", "--config", file, client=theirs)
     theirs.close()
     with ours, process:
@@ -193,14 +202,22 @@ def show(kibs: Iterable[int]) -> str:
 
 
 def main() -> None:
-    """Print the figures; fail if the message is another one, or too much memory was held."""
+    """Print the figures; fail if a message is another one, or too much memory was held."""
     size = (int(sys.argv[1]) if len(sys.argv) > 1 else 1024) * MIB
     if shutil.disk_usage("/var/tmp").free < 3 * size:
         raise SystemExit("too little room under /var/tmp")
+    for kind, mailbox in MAILBOXES.items():
+        print(f"-- {kind}")
+        deliver_one(mailbox, size)
+
+
+def deliver_one(mailbox: str, size: int) -> None:
+    """One message into such a mailbox, in a view of the host that is made for it."""
     root = Path(tempfile.mkdtemp(prefix="mda-soak-", dir="/var/tmp"))
     sandbox = Sandbox(root)
+    root.joinpath("mail").chmod(0o3777)  # a Maildir there is for the user to make
     try:
-        sent, most = transfer(sandbox, size)
+        sent, most = transfer(sandbox, mailbox, size)
         stored = Sum()
         for piece in stored_pieces(root / "mail/alice"):
             stored.add(piece)
