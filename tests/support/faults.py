@@ -46,7 +46,9 @@ class Setting:
     @property
     def config(self) -> str:
         mailbox = "mailbox = '{home}/Maildir/'\n" if self.is_maildir else ""
-        return f"[delivery]\nmemory = {self.memory}\n{mailbox}"
+        # A text of 50 MiB has its header besides.
+        receiver = "[receiver]\nmessage_size = 100000000\n"
+        return f"{receiver}[delivery]\nmemory = {self.memory}\n{mailbox}"
 
 
 class Faults:
