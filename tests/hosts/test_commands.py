@@ -79,8 +79,11 @@ def test_install_decides_whether_a_program_gets_its_files_group(
     host: InstalledHost, option: str, group: str
 ) -> None:
     host.run("install -m 2755 -g mail /usr/bin/id /usr/local/bin/setgid-id")
-    with allowed(host, option):
-        replies = send(host, '"|setgid-id -gn > seen"', "text")
+    try:
+        with allowed(host, option):
+            replies = send(host, '"|setgid-id -gn > seen"', "text")
+    finally:
+        host.run("rm /usr/local/bin/setgid-id")
     assert replies[-1] == "250 2.0.0 Delivered to command"
     assert host.path("/home/alice/seen").read_text() == f"{group}\n"
 

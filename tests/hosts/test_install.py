@@ -94,7 +94,7 @@ def test_units_have_nothing_that_systemd_does_not_understand(host: InstalledHost
     for unit in (*UNITS, "mda-smtp@.service", "mda-lmtp@.service"):
         done = host.run(f"systemd-analyze verify /etc/systemd/system/{unit}", check=False)
         assert "mda" not in done.stderr
-    said = host.run("journalctl -b -p warning --no-pager -u 'mda-*'").stdout
+    said = host.run("journalctl -b -p warning --no-pager -t systemd -u 'mda-*'").stdout
     assert "Unknown" not in said
     assert "failed" not in said
 
