@@ -8,8 +8,9 @@ Where it is asked for, flock(2) comes between the two.
 
 A dotlock of ours holds three lines: the PID, as liblockfile and procmail read it; `mda1`,
 the process's start time, the boot, the mailbox's device and inode, its size before the
-message and the message's size; and the message's From_ line. From that the next delivery,
-or a repair, undoes an append that a kill or a power cut made short (design, decision 3).
+message, the message's size and how many NULs it has; and the message's From_ line. From
+that the next delivery, or a repair, undoes an append that a kill or a power cut left half
+done (design, decision 3).
 For the latter the record is an attribute of the file as well, which has reached the disk
 when the name has, and that before the mailbox has grown: journals keep this order.
 """
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     OpenMailbox = Callable[[int, str], int | Outcome]
+    Message = tuple[bytes, int, int]
 
 DOTLOCK_SUFFIX = ".lock"
 # liblockfile's and sendmail's age; younger foreign locks may well be alive.
@@ -52,10 +54,11 @@ class Record:
 
     `start` and `boot` are bytes as /proc gives them, `file` is (device, inode), `size`
     the mailbox's size before, `length` the message's bytes without the blank lines
-    around it, `from_line` its first line or the beginning of that.
+    around it and `nuls` how many of them are NUL, `from_line` its first line or the
+    beginning of that.
     """
 
-    __slots__ = ("boot", "file", "from_line", "length", "pid", "size", "start")
+    __slots__ = ("boot", "file", "from_line", "length", "nuls", "pid", "size", "start")
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Record:
         file: tuple[int, int],
         size: int,
         length: int,
+        nuls: int,
         from_line: bytes,
     ) -> None:
         self.pid = pid
@@ -73,12 +77,13 @@ class Record:
         self.file = file
         self.size = size
         self.length = length
+        self.nuls = nuls
         self.from_line = from_line
 
     def format(self) -> bytes:
         """The dotlock's contents."""
         device, inode = self.file
-        place = b"%d:%d %d %d" % (device, inode, self.size, self.length)
+        place = b"%d:%d %d %d %d" % (device, inode, self.size, self.length, self.nuls)
         return b"%d\nmda1 %b %b %b\n%b" % (self.pid, self.start, self.boot, place, self.from_line)
 
 
@@ -86,15 +91,15 @@ def parse_record(text: bytes) -> Record | None:
     """The record in a dotlock's contents, or None if it is not one of ours, whole."""
     lines = text.split(b"\n", 2)
     words = lines[1].split(b" ") if len(lines) == 3 else []
-    if len(words) != 6 or words[0] != b"mda1" or not lines[2].startswith(b"From "):
+    if len(words) != 7 or words[0] != b"mda1" or not lines[2].startswith(b"From "):
         return None
     device, _, inode = words[3].partition(b":")
-    numbers = (lines[0], words[1], device, inode, words[4], words[5])
+    numbers = (lines[0], words[1], device, inode, *words[4:])
     if not all(number.isdigit() and len(number) <= 20 for number in numbers):
         return None
     file = (int(device), int(inode))
-    size, length = int(words[4]), int(words[5])
-    return Record(parse_pid(text), words[1], words[2], file, size, length, lines[2])
+    size, length, nuls = map(int, words[4:])
+    return Record(parse_pid(text), words[1], words[2], file, size, length, nuls, lines[2])
 
 
 def parse_pid(text: bytes) -> int:
@@ -273,7 +278,7 @@ def close(fd: int, notes: list[str]) -> None:
 def acquire(
     mailbox: str,
     open_mailbox: OpenMailbox,
-    message: tuple[bytes, int],
+    message: Message,
     deadline: float,
     notes: list[str],
     *,
@@ -282,9 +287,9 @@ def acquire(
     """Take the locks of `mailbox`; an outcome (451, 452) says why that was not possible.
 
     `open_mailbox` gets the directory's descriptor and the mailbox's name, opens it for
-    reading and writing, or says why it must not. `message` is the From_ line and the bytes
-    that will be written without blank lines around; `deadline` is in seconds of
-    time.monotonic(), and one try is made even if it has passed.
+    reading and writing, or says why it must not. `message` is the From_ line, how many bytes
+    will be written without blank lines around, and how many of those are NUL; `deadline` is
+    in seconds of time.monotonic(), and one try is made even if it has passed.
     """
     directory, name = os.path.split(mailbox)
     try:
@@ -319,9 +324,7 @@ def is_left_by_dead(mailbox: str) -> bool:
     return has_died(record.pid, record.start, record.boot)
 
 
-def _wait_for_all(
-    lock: MailboxLock, open_mailbox: OpenMailbox, message: tuple[bytes, int]
-) -> Outcome | None:
+def _wait_for_all(lock: MailboxLock, open_mailbox: OpenMailbox, message: Message) -> Outcome | None:
     pause = _SHORTEST_PAUSE
     while True:
         missed = _try_all(lock, open_mailbox, message)
@@ -337,7 +340,7 @@ def _wait_for_all(
 
 
 def _try_all(
-    lock: MailboxLock, open_mailbox: OpenMailbox, message: tuple[bytes, int]
+    lock: MailboxLock, open_mailbox: OpenMailbox, message: Message
 ) -> str | Outcome | None:
     """One try without waiting: None with all locks, or what is in the way (a text)."""
     opened = open_mailbox(lock.dir_fd, lock.name)
@@ -412,9 +415,9 @@ def _flock_holder(fd: int) -> int:
     return next((int(row[4]) for row in rows if row[1] == b"FLOCK" and row[5] == file), 0)
 
 
-def _take_dotlock(lock: MailboxLock, message: tuple[bytes, int]) -> str | None:
+def _take_dotlock(lock: MailboxLock, message: Message) -> str | None:
     """Create the dotlock, clearing a dead one away first; a text says what is in the way."""
-    from_line, length = message
+    from_line, length, nuls = message
     for _ in range(2):
         lock.status = os.fstat(lock.fd)
         file = (lock.status.st_dev, lock.status.st_ino)
@@ -424,6 +427,7 @@ def _take_dotlock(lock: MailboxLock, message: tuple[bytes, int]) -> str | None:
             file,
             lock.status.st_size,
             length,
+            nuls,
             from_line[:_LONGEST_FROM_LINE],
         )
         try:
@@ -598,15 +602,38 @@ def _is_half_message(lock: MailboxLock, record: Record, end: int) -> bool:
     blank = min(2, len(head) - len(head.lstrip(b"\n")))
     from_line = head[blank : blank + len(record.from_line)]
     begin = record.size + blank
-    if end - begin >= record.length or not record.from_line.startswith(from_line):
+    if not record.from_line.startswith(from_line):
+        return False
+    if end - begin >= record.length and not _has_holes(lock, record, begin, end):
         return False
     return not _has_other_message(lock, begin + len(from_line), end)
+
+
+def _has_holes(lock: MailboxLock, record: Record, begin: int, end: int) -> bool:
+    """Does a message of full length lack parts that were written and never reached the disk?
+
+    The file systems show NULs in their place, where a power cut came before the fsync.
+    """
+    if record.boot == _own_stamp()[1]:
+        return False
+    end = min(end, begin + record.length + len(b"\n\n"))
+    nuls = 0
+    for at in range(begin, end, _BLOCK):
+        nuls += os.pread(lock.fd, min(_BLOCK, end - at), at).count(0)
+        _refuse_endless(lock, end - at - _BLOCK)
+    return nuls > record.nuls
+
+
+def _refuse_endless(lock: MailboxLock, left: int) -> None:
+    """Raise OSError after the deadline: the record may be false, and about a huge file."""
+    if left > 0 and time.monotonic() > lock.deadline:
+        raise OSError(errno.ETIMEDOUT, "half message too long to check")
 
 
 def _has_other_message(lock: MailboxLock, at: int, end: int) -> bool:
     """Does a From_ line stand between the offsets: something that others delivered.
 
-    Raises OSError where that cannot be told before the deadline: the record may be false.
+    Raises OSError where that cannot be told before the deadline.
     """
     while True:
         block = os.pread(lock.fd, min(_BLOCK, end - at), at)
@@ -619,8 +646,7 @@ def _has_other_message(lock: MailboxLock, at: int, end: int) -> bool:
             found = block.find(b"From ", found + 1)
         # Four bytes are looked at twice: "From " may lie across two blocks.
         at += len(block) - 4
-        if end - at > 4 and time.monotonic() > lock.deadline:
-            raise OSError(errno.ETIMEDOUT, "half message too long to check")
+        _refuse_endless(lock, end - at - 4)
 
 
 def _is_from_line(text: bytes) -> bool:

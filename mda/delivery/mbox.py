@@ -18,7 +18,7 @@ _BLOCK = 128 * 1024
 # The dotlock is touched between blocks; no wait for the disk in between may be long.
 _SYNC_EVERY = 128 * _BLOCK
 # What the dotlock of a repair says of its message: nothing of it can be half there.
-_NO_MESSAGE = (b"From \n", 0)
+_NO_MESSAGE = (b"From \n", 0, 0)
 # O_NOATIME, since a mailbox read after its last change has no new mail for the shells.
 _FLAGS = (
     os.O_RDWR
@@ -53,7 +53,11 @@ def append(
     """
     opener = _Opener(mailbox, uid, mode)
     from_line = prefix[: prefix.find(b"\n") + 1]
-    message = (from_line, len(prefix) + size)
+    try:
+        nuls = prefix.count(0) + _count_nuls(text_fd, size)
+    except OSError as error:
+        return classify_os_error(error, "reading the message")
+    message = (from_line, len(prefix) + size, nuls)
     lock = acquire(mailbox, opener.open, message, deadline, notes, takes_flock=takes_flock)
     if isinstance(lock, Outcome):
         return lock
@@ -65,6 +69,13 @@ def append(
         return outcome
     finally:
         lock.release()
+
+
+def _count_nuls(text_fd: int, size: int) -> int:
+    """How many of the text's bytes are NUL: more in the mailbox were never written."""
+    return sum(
+        os.pread(text_fd, min(_BLOCK, size - at), at).count(0) for at in range(0, size, _BLOCK)
+    )
 
 
 def repair(

@@ -47,7 +47,7 @@ def acquire(
     return lock.acquire(
         str(path),
         open_existing,
-        (FROM_LINE, length),
+        (FROM_LINE, length, 0),
         time.monotonic() + wait,
         [] if notes is None else notes,
         takes_flock=takes_flock,
@@ -158,12 +158,18 @@ def make_old(path: Path, seconds: int = 600) -> None:
 
 
 def our_record(
-    spool: Path, pid: int, *, start: bytes = b"1", boot: bytes | None = None, length: int = 1000
+    spool: Path,
+    pid: int,
+    *,
+    start: bytes = b"1",
+    boot: bytes | None = None,
+    length: int = 1000,
+    nuls: int = 0,
 ) -> bytes:
     status = spool.stat()
     file = (status.st_dev, status.st_ino)
     boot = lock._own_stamp()[1] if boot is None else boot
-    return lock.Record(pid, start, boot, file, status.st_size, length, FROM_LINE).format()
+    return lock.Record(pid, start, boot, file, status.st_size, length, nuls, FROM_LINE).format()
 
 
 def test_held_lock_shows_pid_and_record_to_everybody(spool: Path, dotlock: Path) -> None:
@@ -459,13 +465,44 @@ def test_whole_or_foreign_text_after_a_dead_process_is_kept(
     assert not dotlock.exists()
 
 
+LONG = FROM_LINE + b"x" * 300_000 + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("boot", "text", "nuls", "is_kept"),
+    [
+        (b"earlier", LONG[:-8000] + b"\0" * 8000, 0, False),
+        (b"earlier", LONG[:4096] + b"\0" * (len(LONG) - 8192) + LONG[-4096:], 0, False),
+        (b"earlier", LONG + b"\0", 0, False),
+        (b"earlier", LONG[:-8000] + b"\0" * 8000, 5000, False),
+        # What the message had of itself is no hole, and a program's end makes none.
+        (b"earlier", LONG[:-8000] + b"\0" * 8000, 8000, True),
+        (b"earlier", LONG + b"\n", 0, True),
+        (b"", LONG[:-8000] + b"\0" * 8000, 0, True),
+        # Nor is what another program has written behind it.
+        (b"earlier", LONG[:-8000] + b"\0" * 8000 + b"\n\n" + FOREIGN, 0, True),
+        (b"earlier", LONG + b"\n" + FOREIGN + b"\0", 0, True),
+    ],
+)
+def test_message_that_a_power_cut_has_left_with_holes_is_cut_off(
+    spool: Path, dotlock: Path, dead_pid: int, boot: bytes, text: bytes, nuls: int, *, is_kept: bool
+) -> None:
+    before = spool.read_bytes()
+    length = len(LONG)
+    record = our_record(spool, dead_pid, boot=boot or None, length=length, nuls=nuls)
+    dotlock.write_bytes(record)
+    spool.write_bytes(before + text)
+    must_acquire(spool, 5).release()
+    assert spool.read_bytes() == before + text * is_kept
+
+
 def test_half_message_is_cut_off_though_this_boot_numbers_devices_otherwise(
     spool: Path, dotlock: Path, dead_pid: int
 ) -> None:
     before = spool.read_bytes()
     status = spool.stat()
     elsewhere = (status.st_dev + 1, status.st_ino)
-    record = lock.Record(dead_pid, b"1", b"earlier", elsewhere, len(before), 1000, FROM_LINE)
+    record = lock.Record(dead_pid, b"1", b"earlier", elsewhere, len(before), 1000, 0, FROM_LINE)
     dotlock.write_bytes(record.format())
     spool.write_bytes(before + FROM_LINE)
     must_acquire(spool, 5).release()
@@ -478,7 +515,7 @@ def test_half_message_is_cut_off_though_the_power_cut_took_the_records_text(
 ) -> None:
     before = spool.read_bytes()
     place = (spool.stat().st_dev, spool.stat().st_ino)
-    record = lock.Record(dead_pid, b"1", b"earlier", place, len(before), 1000, FROM_LINE)
+    record = lock.Record(dead_pid, b"1", b"earlier", place, len(before), 1000, 0, FROM_LINE)
     fd = lock._create_dotlock(os.open(spool.parent, os.O_PATH), dotlock.name, record.format())
     os.close(fd)
     dotlock.write_bytes(left)
@@ -520,10 +557,12 @@ def test_planted_record_of_another_user_cuts_nothing_off(
     assert spool.read_bytes() == before + FROM_LINE + b"text\n"
 
 
+@pytest.mark.parametrize(("boot", "length"), [(None, 10**15), (b"earlier", 1 << 41)])
 def test_false_record_about_a_huge_file_does_not_outlast_the_deadline(
-    spool: Path, dotlock: Path, dead_pid: int
+    spool: Path, dotlock: Path, dead_pid: int, boot: bytes | None, length: int
 ) -> None:
-    with_tail(spool, dotlock, dead_pid, FROM_LINE, length=10**15)
+    dotlock.write_bytes(our_record(spool, dead_pid, boot=boot, length=length, nuls=10**15))
+    spool.write_bytes(spool.read_bytes() + FROM_LINE)
     os.truncate(spool, 1 << 42)
     began = time.monotonic()
     missed = acquire(spool, wait=0.2)
@@ -539,13 +578,14 @@ def test_false_record_about_a_huge_file_does_not_outlast_the_deadline(
     [
         b"",
         b"12\n",
-        b"12\nmda1 1 boot 1:2 3\nFrom x\n",
-        b"12\nmda1 1 boot 1:2 3 -4\nFrom x\n",
-        b"12\nmda1 1 boot 1: 3 4\nFrom x\n",
-        b"12\nmda1 1 boot 1:2 3 4\n",
-        b"12\nmda2 1 boot 1:2 3 4\nFrom x\n",
-        b"x\nmda1 1 boot 1:2 3 4\nFrom x\n",
-        b"12\nmda1 1 boot 1:2 3 " + b"4" * 900 + b"\nFrom x\n",
+        b"12\nmda1 1 boot 1:2 3 4\nFrom x\n",
+        b"12\nmda1 1 boot 1:2 3 -4 5\nFrom x\n",
+        b"12\nmda1 1 boot 1:2 3 4 x\nFrom x\n",
+        b"12\nmda1 1 boot 1: 3 4 5\nFrom x\n",
+        b"12\nmda1 1 boot 1:2 3 4 5\n",
+        b"12\nmda2 1 boot 1:2 3 4 5\nFrom x\n",
+        b"x\nmda1 1 boot 1:2 3 4 5\nFrom x\n",
+        b"12\nmda1 1 boot 1:2 3 " + b"4" * 900 + b" 5\nFrom x\n",
     ],
 )
 def test_what_is_not_wholly_our_record_is_none(text: bytes) -> None:
@@ -553,7 +593,7 @@ def test_what_is_not_wholly_our_record_is_none(text: bytes) -> None:
 
 
 def test_record_comes_back_as_it_was_written() -> None:
-    record = lock.Record(12, b"34", b"boot-id", (5, 6), 7, 8, FROM_LINE)
+    record = lock.Record(12, b"34", b"boot-id", (5, 6), 7, 8, 9, FROM_LINE)
     again = lock.parse_record(record.format())
     assert again is not None
     assert [getattr(again, name) for name in lock.Record.__slots__] == [

@@ -64,7 +64,7 @@ def test_we_keep_out_of_a_mailbox_that_another_program_holds(
 @contextlib.contextmanager
 def held_by_us(box: Path, locker: Locker) -> Iterator[None]:
     """The mailbox under our locks, in this process."""
-    message = (FROM_LINE, 100)
+    message = (FROM_LINE, 100, 0)
     flock = locker.takes_only_flock
     held = lock.acquire(str(box), open_existing, message, time.monotonic(), [], takes_flock=flock)
     assert isinstance(held, lock.MailboxLock)

@@ -266,7 +266,7 @@ def test_false_record_cuts_nothing_off_a_mailbox_that_is_refused(box: Path, kind
         os.chown(box, NOBODY, 0)
     status = box.stat()
     file = (status.st_dev, status.st_ino)
-    record = lock.Record(1 << 30, b"1", b"earlier", file, len(OLD), 10_000, b"From ")
+    record = lock.Record(1 << 30, b"1", b"earlier", file, len(OLD), 10_000, 0, b"From ")
     box.with_name("alice.lock").write_bytes(record.format())
     assert append(box).enhanced == "4.2.0"
     assert box.read_bytes() == OLD + PREFIX + TEXT

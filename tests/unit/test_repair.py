@@ -62,7 +62,7 @@ def tear(box: Path, user: str, gid: int = 8, *, torn: bytes = HALF, length: int 
     status = box.stat()
     # No process has this PID, since the kernel gives none so high.
     pid, file = (1 << 30), (status.st_dev, status.st_ino)
-    record = lock.Record(pid, b"1", b"-", file, len(OLD), length, FROM_LINE)
+    record = lock.Record(pid, b"1", b"-", file, len(OLD), length, 0, FROM_LINE)
     dotlock = box.with_name(box.name + ".lock")
     dotlock.write_bytes(record.format())
     box.write_bytes(OLD + torn)
