@@ -46,8 +46,9 @@ class Setting:
     @property
     def config(self) -> str:
         mailbox = "mailbox = '{home}/Maildir/'\n" if self.is_maildir else ""
-        # A text of 50 MiB has its header besides.
-        receiver = "[receiver]\nmessage_size = 100000000\n"
+        # A text of 50 MiB has its header besides. A shell that cannot copy descriptor 0 gives
+        # us another one, from which nothing comes.
+        receiver = "[receiver]\nmessage_size = 100000000\nidle_seconds = 10\n"
         return f"{receiver}[delivery]\nmemory = {self.memory}\n{mailbox}"
 
 
