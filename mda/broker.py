@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 SESSION_USER = "mda-net"
 SPOOL_USER = "mda"
 TEMPORARY_FAILURE = 75
+# How a session ends that an error of ours has ended: nobody was told anything.
+UNFORESEEN = 70
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _REPAIR_SECONDS = 60
@@ -231,7 +233,7 @@ def be_session(
     load_session: Callable[[], Session],
 ) -> NoReturn:
     """The session process from here to its end; nothing gets out of it upwards."""
-    status = TEMPORARY_FAILURE
+    status = UNFORESEEN
     try:
         converse = load_session()
         limit_writing(largest_text(config))

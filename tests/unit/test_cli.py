@@ -520,6 +520,11 @@ sys.exit(run())
         ("sys.modules['mda.receiver.peer'] = None", "root", b"4.3.0 mda deliver: import of "),
         ("sys.modules['smtplib'] = None", "bob", b"4.3.0 mda deliver: import of "),
         ("import pwd; del pwd.getpwnam", "root", b"4.3.0 mda deliver: module 'pwd' has "),
+        (
+            "sys.modules['mda.receiver.grammar'] = None",
+            "root",
+            b"4.3.0 mda deliver: the session has ended with 70",
+        ),
     ],
 )
 def test_deliver_in_a_broken_installation_is_75(
