@@ -7,28 +7,24 @@ nothing: it names targets by their numbers in a table that is kept here (`wire.p
 from __future__ import annotations
 
 import os
-import pwd
 import time
 
 from mda import wire
 from mda.config import largest_text
 from mda.delivery.copies import Copies, Message
 from mda.delivery.deliver import run
-from mda.model import VERBS, Outcome, Target, classify_os_error
+from mda.model import VERBS, Outcome, Target
 from mda.recipients import expand, fullname
-from mda.terminal import sessions, tty
+from mda.terminal.terminals import Terminals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mda.broker import Identities
     from mda.config import Config
     from mda.model import Account, Peer
-    from mda.terminal.sessions import Terminal
 
-_CANNOT_TELL = Outcome(451, "4.3.0", "Cannot tell who is logged in on this host")
 _FOUND = Outcome(250, "2.1.5", "Recipient OK")
 _NO_NAMES = Outcome(550, "5.7.1", "Names are not for this peer")
-_NO_TERMINALS = Outcome(451, "4.3.5", "Terminals cannot be written to on this host")
 _ROWS = Outcome(250, "2.0.0", "Rows")
 _TAKEN = Outcome(250, "2.0.0", "Text")
 _MOST_TARGETS = 20_000  # of one transaction
@@ -45,6 +41,7 @@ class Answers:
         self.identities = identities
         self.host = expand.Host(config, identities.only_uid, identities.as_user)
         self.copies = Copies(config, identities)
+        self.terminals = Terminals(config, peer, identities, self.host.is_ours)
         # Of the transaction in hand: what its addresses mean, by number.
         self._targets: list[Target] = []
         self._numbers: dict[tuple[str, int, str], int] = {}
@@ -55,8 +52,8 @@ class Answers:
         match request:
             case [wire.RESOLVE | wire.EXPAND | wire.VERIFY | wire.ROWS | wire.WHO, *_]:
                 return self._answer_about_names(request), -1
-            case [wire.PROBE, number]:
-                outcome, width = self.probe(self._target(number))
+            case [wire.PROBE, number, sender]:
+                outcome, width = self.terminals.probe(self._target(number), sender)
                 return wire.pack_outcome(outcome, b"%d" % width), -1
             case [wire.SPOOL, form] if form in wire.FORMS:
                 outcome, spool_fd = self.copies.open_spool(form)
@@ -75,7 +72,7 @@ class Answers:
             case [wire.EXPAND, string]:
                 outcome, self._rows = self._list_members(string)
             case [wire.WHO]:
-                outcome, self._rows = self.list_logins()
+                outcome, self._rows = self.terminals.list_logins()
             case [wire.ROWS, begin]:
                 at = wire.read_number(begin, len(self._rows))
                 return wire.pack_rows(_ROWS, self._rows, at)
@@ -201,48 +198,6 @@ class Answers:
             rows.append(wire.pack(each.text, each.domain, os.fsencode(full_name)))
         return Outcome(250, "2.1.5", "Members"), rows
 
-    def probe(self, target: Target) -> tuple[Outcome, int]:
-        """Would a terminal of the target's take the peer's message now, and how wide is it."""
-        try:
-            found = self._find_terminals(target)
-            if isinstance(found, Outcome):
-                return found, 0
-            with self.identities.as_terminal_writer():
-                return tty.probe(found[1], found[0], self.identities.terminal_gid)
-        except OSError as error:
-            return classify_os_error(error, "asking for terminals"), 0
-
-    def _show(self, target: Target, block: bytes) -> Outcome:
-        """An error here is an outcome too: the mailbox may have the message already."""
-        gid = self.identities.terminal_gid
-        try:
-            found = self._find_terminals(target)
-            if isinstance(found, Outcome):
-                return found
-            with self.identities.as_terminal_writer():
-                return tty.show(found[1], found[0], gid, block)
-        except OSError as error:
-            return classify_os_error(error, "writing to a terminal")
-
-    def _find_terminals(self, target: Target) -> tuple[int, list[Terminal]] | Outcome:
-        """Their owner and the candidates for this peer's message, or why there can be none.
-
-        Raises OSError (design, decision 8).
-        """
-        account = target.account
-        if target.kind != "mailbox" or account is None:
-            return target.outcome or Outcome(550, "5.3.3", "No person, and so no terminal")
-        if not self._peer.may_use_terminals:
-            return Outcome(550, "5.7.1", "Terminals are not for this peer")
-        recipients = self._config.recipients
-        is_person = recipients.uid_min <= account.uid <= recipients.uid_max
-        if not is_person and account.uid != self.identities.only_uid:
-            return Outcome(550, "5.7.1", "No terminal messages for this account")
-        if self.identities.terminal_gid == -1:
-            return _NO_TERMINALS
-        logins = sessions.find_terminals(account.uid)
-        return (account.uid, logins.terminals) if logins.is_available else _CANNOT_TELL
-
     def _deliver(self, fields: list[bytes]) -> Outcome:
         """One copy, by the verb table: the mailbox's step, and the terminal's."""
         if len(fields) != 8 or fields[0] not in VERBS:
@@ -259,32 +214,8 @@ class Answers:
             VERBS[verb],
             clipped == b"clipped",
             lambda: self.copies.mail(target, message),
-            lambda: self._show(target, block),
+            lambda: self.terminals.show(target, sender, block),
         )
-
-    def list_logins(self) -> tuple[Outcome, list[bytes]]:
-        """Each terminal that somebody sits at: user, device, idle seconds, and y or n."""
-        gid = self.identities.terminal_gid
-        if gid == -1:
-            return _NO_TERMINALS, []
-        rows = []
-        try:
-            found, is_available = sessions.list_logins()
-            with self.identities.as_terminal_writer():
-                for uid, terminal in found:
-                    state = tty.describe(terminal, uid, gid)
-                    if state is not None:
-                        rows.append((uid, terminal.device, *state))
-        except OSError as error:
-            return classify_os_error(error, "asking for terminals"), []
-        if not is_available:
-            return _CANNOT_TELL, []
-        lines = [
-            b"%s %s %d %s" % (os.fsencode(user), os.fsencode(device), idle, takes.encode())
-            for uid, device, idle, takes in rows
-            if (user := _name_of(uid))
-        ]
-        return Outcome(250, "2.0.0", f"{len(lines)} terminals"), lines
 
 
 def judge_targets(targets: list[Target]) -> Outcome:
@@ -301,10 +232,3 @@ def judge_targets(targets: list[Target]) -> Outcome:
         if each.is_temporary:
             return each
     return _FOUND if len(failed) < len(outcomes) else failed[0]
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return ""

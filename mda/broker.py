@@ -348,6 +348,7 @@ def _tell(channel: _socket.socket) -> None:
 
 def preload() -> None:
     """Load what `Answers` needs, and what finding logins needs, before any fork."""
+    import filelock  # noqa: F401
     import psutil  # noqa: F401
 
     from mda import answers  # noqa: F401

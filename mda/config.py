@@ -114,10 +114,20 @@ class TerminalSection(Section):
 
     enabled: bool = True
     peers: tuple[str, ...] = ("local", "loopback")
+    networks: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
     group: str = "tty"
+    choose: str = "newest"
+    scan: bool = False
+    scan_minutes: int = 10
+    hide: bool = False
+    sender_rate: int = 40
+    recipient_rate: int = 80
     lines: int = 20
     bytes: int = 4096
     bell: bool = True
+    wait_milliseconds: int = 200
+    keep: int = 131_072
 
 
 class Config:
@@ -173,11 +183,17 @@ RANGES: dict[str, tuple[int, int]] = {
     "delivery.command_seconds": (1, 400),
     "terminal.lines": (1, 60),
     "terminal.bytes": (256, 8192),
+    "terminal.scan_minutes": (1, 1440),
+    "terminal.sender_rate": (1, 10_000),
+    "terminal.recipient_rate": (1, 10_000),
+    "terminal.wait_milliseconds": (0, 5000),
+    "terminal.keep": (0, 1 << 24),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "receiver.bare_newlines": ("accept", "reject"),
     "receiver.vrfy": ("local", "networks", "nobody"),
-    "terminal.peers": ("local", "loopback", "all"),
+    "terminal.peers": ("local", "loopback", "networks", "all"),
+    "terminal.choose": ("newest", "all"),
 }
 # Others may do nothing with a mailbox, and nobody may run it.
 MAILBOX_MODES = (0o600, 0o620, 0o640, 0o660)
@@ -337,8 +353,10 @@ def _judge_item(name: str, item: object) -> str:
         return f"{_show(item)} is not one of {', '.join(choices)}"
     if name == "receiver.local_domains" and not (_is_host_name(item) or _is_literal(item)):
         return f"{_show(item)} is not a domain"
-    if name == "receiver.vrfy_networks" and not is_network(item):
+    if name in ("receiver.vrfy_networks", "terminal.networks") and not is_network(item):
         return f"{_show(item)} is not a network, such as 192.0.2.0/24"
+    if name == "terminal.never":
+        return _judge_account(item)
     return ""
 
 
@@ -408,6 +426,10 @@ def _judge_text_line(octets: Any) -> str:
     return "" if octets == 0 or octets >= 1000 else "must be 0, for no limit, or at least 1000"
 
 
+def _judge_keep(octets: Any) -> str:
+    return "" if octets == 0 or octets >= 16_384 else "must be 0, for nothing, or at least 16384"
+
+
 def _judge_directory(path: Any) -> str:
     return "" if path.startswith("/") and path.isprintable() else "must be an absolute path"
 
@@ -444,6 +466,7 @@ _JUDGES: dict[str, Callable[[Any], str]] = {
     "delivery.spool": _judge_directory,
     "delivery.alias_user": _judge_alias_user,
     "terminal.group": _judge_account,
+    "terminal.keep": _judge_keep,
 }
 
 

@@ -231,12 +231,14 @@ class Peer:
     `address` is printable ASCII ("127.0.0.1", "uid 1000", "" for a pipe); `uid` is -1
     where the kernel names none; `user` is the login name of a verified person, else "";
     `is_trusted` marks an MTA of this host (decision 8); `may_use_terminals` says
-    whether SEND, SOML and SAML are offered to this peer, `may_ask_names` whether VRFY
-    and EXPN tell it anything.
+    whether its SEND, SOML and SAML reach terminals, `may_ask_names` whether VRFY and EXPN
+    tell it anything, `is_offered_terminals` whether EHLO lists the three verbs: also to
+    who stands outside of the networks that may.
     """
 
     __slots__ = (
         "address",
+        "is_offered_terminals",
         "is_trusted",
         "kind",
         "may_ask_names",
@@ -254,6 +256,7 @@ class Peer:
         is_trusted: bool = False,
         may_use_terminals: bool = False,
         may_ask_names: bool = False,
+        is_offered_terminals: bool = False,
     ) -> None:
         self.kind: PeerKind = kind
         self.address = address
@@ -262,3 +265,4 @@ class Peer:
         self.is_trusted = is_trusted
         self.may_use_terminals = may_use_terminals
         self.may_ask_names = may_ask_names
+        self.is_offered_terminals = is_offered_terminals or may_use_terminals

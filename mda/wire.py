@@ -207,9 +207,12 @@ class Broker:
         outcome, rows = self._ask_rows(EXPAND, string)
         return outcome, [_read_member(row) for row in rows]
 
-    def probe(self, copy: Copy) -> tuple[Outcome, int]:
-        """Would a terminal of this user take the peer's message now, and how wide is it."""
-        outcome, more, _ = self._ask(PROBE, b"%d" % copy.number)
+    def probe(self, copy: Copy, sender: bytes) -> tuple[Outcome, int]:
+        """Would a terminal of this user take the peer's message now, and how wide is it.
+
+        `sender` is the reverse-path without brackets.
+        """
+        outcome, more, _ = self._ask(PROBE, b"%d" % copy.number, sender)
         return outcome, int(more[0]) if more else 0
 
     def open_spool(self, form: str) -> tuple[Outcome, int]:

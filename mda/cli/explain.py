@@ -124,12 +124,12 @@ def describe_place(
 
 def describe_terminals(answers: Answers, target: Target, account: Account) -> Iterator[str]:
     """What a SEND would meet: the person's terminals, and the answer at RCPT."""
-    for row in answers.list_logins()[1]:
+    for row in answers.terminals.list_logins()[1]:
         user, device, idle, takes = os.fsdecode(row).rsplit(" ", 3)
         if user == account.user:
             consent = "takes messages" if takes == "y" else "takes none (mesg n)"
             yield f"  terminal {device}: idle for {idle} s, {consent}"
-    outcome, width = answers.probe(target)
+    outcome, width = answers.terminals.probe(target, b"")
     columns = f", {width} columns" if width else ""
     yield f"  SEND would be told {tell(outcome)}{columns}"
 

@@ -14,6 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from email.message import Message
 
+# What `mda send` says of a message that is one line of many: "begin", "line" or "end".
+CONVERSATION = "mda-conversation"
+
 MAX_PARTS = 50
 MAX_FIELD = 2000
 MAX_MARKS = 3
@@ -21,7 +24,7 @@ MAX_MARKS = 3
 _MIN_WIDTH = 20
 _MAX_WIDTH = 500
 _TAB = 8
-_MARGIN = "| "
+_MARGIN = [("|", 1), (" ", 1)]
 _END = "-- end of message --"
 _SUBJECT_COLUMNS = 200
 # The normal form of a long run of combining marks takes time by its square.
@@ -70,28 +73,50 @@ def render(
     content = _read_message(head)
     width = min(max(width, _MIN_WIDTH), _MAX_WIDTH)
     limit = min(limit, MAX_BLOCK)
-    # A terminal may go to the next row after its last column: leave that one free.
-    page = _Page(max(_MIN_WIDTH, width - 1), limit, "\r\n\a" if bell else "\r\n")
-    page.add(_compose_banner(sender, is_verified, via, when, limit))
     whole = content.text.rstrip(" \t\r\n").lstrip("\n")
     text = whole.split("\n") if whole else []
+    # Only a name that nobody else can have may stand in place of the banner.
+    part = content.conversation if is_verified else ""
+    # A terminal may go to the next row after its last column: leave that one free.
+    is_ringing = bell and part in ("", "begin")
+    page = _Page(max(_MIN_WIDTH, width - 1), limit, "\r\n\a" if is_ringing else "\r\n")
+    if part in ("line", "end"):
+        return _add_to_conversation(page, sender, text if part == "line" else None, lines, limit)
+    page.add(_compose_banner(sender, is_verified, via, when, limit))
+    if part == "begin":
+        return page.block_without_end, bool(text)
     text += [f"[attachment: {name}]" for name in content.attachments]
     page.reserve = page.measure(_compose_end(len(text), True, has_mailbox_copy))
     if content.subject:
         page.add([*_plain("Subject: "), *_shorten(content.subject, _SUBJECT_COLUMNS, limit // 4)])
-    hidden = _add_text(page, text, lines, limit)
+    hidden = _add_text(page, text, lines, limit, _MARGIN)
     is_clipped = bool(hidden or content.attachments or content.is_cut or not is_whole)
     page.reserve = 0
     page.add(_compose_end(hidden, is_clipped, has_mailbox_copy))
     return page.block, is_clipped
 
 
-def _add_text(page: _Page, text: list[str], lines: int, limit: int) -> int:
-    """Put `text` behind the margin, at most `lines` rows; the number of lines left out."""
+def _add_to_conversation(
+    page: _Page, sender: str, text: list[str] | None, lines: int, limit: int
+) -> tuple[bytes, bool]:
+    """Lines that were announced by a banner, behind the name of who types them; None: the end.
+
+    The row stays without its end, for the next one to begin with that.
+    """
+    name = _shorten(sender, page.width // 2, limit // 8)
+    if text is None:
+        page.add([*_plain("-- end of messages from "), *name, *_plain(" --")])
+        return page.block, False
+    hidden = _add_text(page, text or [""], lines, limit, [*name, *_MARGIN])
+    return page.block_without_end, hidden > 0
+
+
+def _add_text(page: _Page, text: list[str], lines: int, limit: int, margin: list[Cell]) -> int:
+    """Put `text` behind `margin`, at most `lines` rows; the number of lines left out."""
     for number, line in enumerate(text):
         # Each character takes a byte or is one of too many marks on the same letter.
         shown = line[: 2 * limit]
-        rows = page.wrap(_make_cells(shown), _MARGIN)
+        rows = page.wrap(_make_cells(shown), margin, margin)
         for row in rows:
             if lines == 0 or not page.add_row(row):
                 return len(text) - number
@@ -123,10 +148,10 @@ def _compose_end(hidden: int, is_clipped: bool, has_mailbox_copy: bool) -> list[
 class _Page:
     """The block while it is made: rows, each behind its margin, and the room that is left."""
 
-    __slots__ = ("_limit", "_width", "block", "reserve")
+    __slots__ = ("_limit", "block", "reserve", "width")
 
     def __init__(self, width: int, limit: int, start: str) -> None:
-        self._width = width
+        self.width = width
         self._limit = limit
         self.reserve = 0
         self.block = start.encode("ascii")
@@ -136,7 +161,7 @@ class _Page:
 
         So nobody's name can put a line of his own where a banner would begin.
         """
-        for row in self.wrap(cells, ""):
+        for row in self.wrap(cells, []):
             if not self.add_row(row):
                 return
 
@@ -150,22 +175,32 @@ class _Page:
 
     def measure(self, cells: list[Cell]) -> int:
         """The bytes that `cells` will need."""
-        return sum(len(row.encode("utf-8")) + 2 for row in self.wrap(cells, ""))
+        return sum(len(row.encode("utf-8")) + 2 for row in self.wrap(cells, []))
 
-    def wrap(self, cells: list[Cell], margin: str) -> list[str]:
-        """Rows of `cells` by display width, broken at the last space if there is one."""
+    @property
+    def block_without_end(self) -> bytes:
+        """The block with its last row still open."""
+        return self.block.removesuffix(b"\r\n") or self.block
+
+    def wrap(
+        self, cells: list[Cell], margin: list[Cell], next_margin: list[Cell] | None = None
+    ) -> list[str]:
+        """Rows of `cells` by display width, broken at the last space if there is one.
+
+        The first begins with `margin`, the others with `next_margin` or the usual one.
+        """
         rows = []
         row: list[Cell] = []
-        room = self._width - len(margin)
+        room = self.width - _columns(margin)
         for cell in cells:
             if cell[1] > room:
                 at = _find_break(row)
-                rows.append(margin + _join(row[:at]))
-                row, margin = row[at:], _MARGIN
-                room = self._width - len(margin) - sum(width for _, width in row)
+                rows.append(_join(margin, row[:at]))
+                row, margin = row[at:], next_margin or _MARGIN
+                room = self.width - _columns(margin) - _columns(row)
             row.append(cell)
             room -= cell[1]
-        return [*rows, margin + _join(row)]
+        return [*rows, _join(margin, row)]
 
 
 def _find_break(row: list[Cell]) -> int:
@@ -176,8 +211,13 @@ def _find_break(row: list[Cell]) -> int:
     return len(row)
 
 
-def _join(row: list[Cell]) -> str:
-    return "".join(text for text, _ in row).rstrip(" ")
+def _join(margin: list[Cell], row: list[Cell]) -> str:
+    start = "".join(text for text, _ in margin)
+    return start + "".join(text for text, _ in row).rstrip(" ")
+
+
+def _columns(cells: list[Cell]) -> int:
+    return sum(width for _, width in cells)
 
 
 # A piece of text that is never taken apart, and the columns that it takes.
@@ -249,6 +289,8 @@ def _show(character: str) -> Cell:
     """One character that is no plain ASCII and no mark on another."""
     from unicodedata import category, east_asian_width  # here, as above
 
+    from wcwidth import wcwidth  # here, since plain ASCII is all that most messages have
+
     kind = category(character)
     number = ord(character)
     if kind == "Zs":
@@ -260,7 +302,8 @@ def _show(character: str) -> Cell:
     elif kind in ("Mn", "Me") or character in BLANK_FILLERS or not character.isprintable():
         text = f"<U+{number:04X}>"
     else:
-        return character, 2 if east_asian_width(character) in "WF" else 1
+        # Terminals disagree: the widest view keeps the row within all of them.
+        return character, max(1, wcwidth(character), 2 * (east_asian_width(character) in "WF"))
     return text, len(text)
 
 
@@ -271,10 +314,11 @@ class _Content:
     `is_cut` says that something was left out for its size.
     """
 
-    __slots__ = ("attachments", "is_cut", "is_plain", "subject", "text")
+    __slots__ = ("attachments", "conversation", "is_cut", "is_plain", "subject", "text")
 
     def __init__(self, text: str = "", *, is_plain: bool = False, is_cut: bool = False) -> None:
         self.subject = ""
+        self.conversation = ""
         self.text = text
         self.is_plain = is_plain
         self.is_cut = is_cut
@@ -285,6 +329,7 @@ def _read_message(head: bytes) -> _Content:
     entity = _parse_header(head)
     content = _read_entity(entity, [MAX_PARTS])
     content.subject = _decode_words(_find_field(entity, "subject"))
+    content.conversation = _find_field(entity, CONVERSATION).strip().lower()
     return content
 
 

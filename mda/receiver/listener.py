@@ -249,7 +249,15 @@ def pack_peer(peer: Peer, is_lmtp: bool) -> bytes:
         peer.address.encode(),
         b"%d" % peer.uid,
         os.fsencode(peer.user),
-        b"%d%d%d" % (peer.is_trusted, peer.may_use_terminals, peer.may_ask_names),
+        b"".join(
+            b"%d" % flag
+            for flag in (
+                peer.is_trusted,
+                peer.may_use_terminals,
+                peer.may_ask_names,
+                peer.is_offered_terminals,
+            )
+        ),
         b"lmtp" if is_lmtp else b"smtp",
     )
 

@@ -91,11 +91,13 @@ def _identify_remote(connection: _socket.socket, config: Config) -> Peer:
         return Peer("tcp")
     address = name.split("%")[0].removeprefix("::ffff:")
     is_loopback = address.startswith("127.") or address == "::1"
+    place = "loopback" if is_loopback else "all"
     return Peer(
         "tcp",
         address,
-        may_use_terminals=_may_use_terminals("loopback" if is_loopback else "all", config),
+        may_use_terminals=_may_use_terminals(place, config) or _is_in_network(address, config),
         may_ask_names=_may_ask_names("" if is_loopback else address, config),
+        is_offered_terminals=config.terminal.enabled and "networks" in config.terminal.peers,
     )
 
 
@@ -118,18 +120,28 @@ def _may_use_terminals(where: str, config: Config) -> bool:
     return config.terminal.enabled and (where in peers or "all" in peers)
 
 
+def _is_in_network(address: str, config: Config) -> bool:
+    """Is this one of the networks that may write on terminals?"""
+    section = config.terminal
+    if not section.enabled or "networks" not in section.peers:
+        return False
+    return _is_in(address, section.networks)
+
+
+def _is_in(address: str, networks: tuple[str, ...]) -> bool:
+    import ipaddress  # only on hosts that have named networks
+
+    peer = ipaddress.ip_address(address)
+    return any(peer in ipaddress.ip_network(each) for each in networks)
+
+
 def _may_ask_names(address: str, config: Config) -> bool:
     """May this peer ask who has a mailbox here; `address` is "" for one on this host."""
     if config.receiver.vrfy == "nobody":
         return False
     if not address:
         return True
-    if config.receiver.vrfy != "networks":
-        return False
-    import ipaddress  # only on hosts that have named networks
-
-    peer = ipaddress.ip_address(address)
-    return any(peer in ipaddress.ip_network(each) for each in config.receiver.vrfy_networks)
+    return config.receiver.vrfy == "networks" and _is_in(address, config.receiver.vrfy_networks)
 
 
 def _name_of(uid: int) -> str:

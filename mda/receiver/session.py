@@ -207,7 +207,7 @@ class Session:
             self._name,
             config.receiver,
             is_lmtp=is_lmtp,
-            offers_terminals=peer.may_use_terminals,
+            offers_terminals=peer.is_offered_terminals,
             offers_names=peer.may_ask_names,
             offers_who=peer.kind == "unix",
         )

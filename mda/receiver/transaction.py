@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     Members = list[tuple[Copy, Outcome]]
 
 
+_LONGEST_TEXT = 400  # of a reply that says what happened to many
+
+
 class Transaction:
     """What the protocol's events do: `open`, `address`, `write`, `finish`, `drop`.
 
@@ -89,7 +92,7 @@ class Transaction:
         )
         recipient = Recipient(path, copies)
         if outcome.is_done and envelope.verb in TERMINAL_VERBS:
-            outcome = self._probe(envelope.verb, recipient)
+            outcome = self._probe(envelope, recipient)
         reply = replies.of_outcome(outcome, subject(path))
         if not reply.is_accepted:
             self._refuse(envelope, reply, to=path.text)
@@ -99,17 +102,17 @@ class Transaction:
         envelope.recipients.append(recipient)
         return reply
 
-    def _probe(self, verb: Verb, recipient: Recipient) -> Outcome:
+    def _probe(self, envelope: Envelope, recipient: Recipient) -> Outcome:
         """Ask for a terminal now; RFC 821 3.4 lets only SEND fail by it.
 
         Of several copies the first without a terminal speaks for all.
         """
         probed = []
         for copy in recipient.copies:
-            outcome, copy.width = self._broker.probe(copy)
+            outcome, copy.width = self._broker.probe(copy, envelope.reverse_path.text)
             probed.append(outcome)
         outcome = min(probed, key=lambda each: each.is_done)
-        if outcome.is_done or verb == "SEND":
+        if outcome.is_done or envelope.verb == "SEND":
             return outcome
         # Only 450 is an answer about the person; nobody is called away for our faults.
         is_away = outcome.code == 450
@@ -199,12 +202,16 @@ class Transaction:
         """
         failed = [(recipient, outcome) for recipient, outcome in results if not outcome.is_done]
         is_in_part = 0 < len(failed) < len(results)
-        if is_in_part and self._text and not any(each.is_temporary for _, each in failed):
+        # By SEND the others would be written to again: nothing of it is for a later try.
+        is_final = self._open_envelope.verb == "SEND" or not any(
+            each.is_temporary for _, each in failed
+        )
+        if is_in_part and self._text and is_final:
             refused = [(recipient.path.text, outcome) for recipient, outcome in failed]
             sender = self._open_envelope.reverse_path.text
             if self._notify(sender, refused, self._text):
                 return replies.SERVED_IN_PART
-        return combine(results)
+        return combine(results, self._open_envelope.verb)
 
     def _notify(self, to: bytes, failures: list[tuple[bytes, Outcome]], text: TextStore) -> bool:
         """Is a notice of `failures` durably in the mailbox of `to`, a path without brackets?
@@ -340,7 +347,7 @@ def merge(members: Members) -> Outcome:
     return Outcome(worst.code, worst.enhanced, f"{who}: {worst.text}")
 
 
-def combine(results: list[tuple[Recipient, Outcome]]) -> Reply:
+def combine(results: list[tuple[Recipient, Outcome]], verb: Verb) -> Reply:
     """The one reply that SMTP has for all recipients.
 
     Without a queue a temporary failure of one makes the whole transaction temporary
@@ -349,13 +356,26 @@ def combine(results: list[tuple[Recipient, Outcome]]) -> Reply:
     failed = [(recipient, outcome) for recipient, outcome in results if not outcome.is_done]
     if not failed:
         only = results[0][1]
-        return replies.of_outcome(only if len(results) == 1 else Outcome(250, "2.0.0", "OK"))
+        if len(results) > 1:
+            only = Outcome(250, "2.0.0", tell_all(results) if verb in TERMINAL_VERBS else "OK")
+        return replies.of_outcome(only)
     recipient, outcome = min(failed, key=lambda pair: not pair[1].is_temporary)
     if len(results) == 1:
         return replies.of_outcome(outcome)
     if outcome.is_temporary and outcome.code != 452:
         outcome = Outcome(451, outcome.enhanced, outcome.text)
     return replies.of_outcome(outcome, subject(recipient.path))
+
+
+def tell_all(results: list[tuple[Recipient, Outcome]]) -> str:
+    """What happened, each thing with how often it did: "Sent to 1 terminal (2 users)"."""
+    count: dict[str, int] = {}
+    for _, outcome in results:
+        count[outcome.text] = count.get(outcome.text, 0) + 1
+    text = "; ".join(
+        f"{what} ({times} user{'s' if times > 1 else ''})" for what, times in count.items()
+    )
+    return text if len(text) <= _LONGEST_TEXT else "OK"
 
 
 def subject(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PROC = "/proc"
+PTS = "/dev/pts"
 CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
 UTMP = ("/run/utmp", "/var/run/utmp")
 LOGIND = "/run/systemd/seats"
@@ -106,11 +108,38 @@ class Process:
         self.foreground = foreground
 
 
-def find_terminals(uid: int) -> Logins:
-    """The terminals of `uid`: those where text will be seen first, outer ones last."""
+def find_terminals(uid: int, idle_at_most: float = 0) -> Logins:
+    """The terminals of `uid`: those where text will be seen first, outer ones last.
+
+    On a host with none of the three ways the devices themselves are asked, if
+    `idle_at_most` says for how many seconds somebody may have typed nothing there.
+    """
     processes = list_processes(uid)
     pids = None if processes is None else processes.get(uid, [])
-    return _merge(uid, read_utmp(), read_logind(uid), pids)
+    found = _merge(uid, read_utmp(), read_logind(uid), pids)
+    if found.is_available or not idle_at_most:
+        return found
+    return scan_devices(uid, idle_at_most)
+
+
+def scan_devices(uid: int, idle_at_most: float) -> Logins:
+    """The pseudo-terminals that `uid` owns and has typed at within so many seconds.
+
+    One that no login stands behind (script(1), a container's) is among them, hence the
+    bound: nobody types at those.
+    """
+    latest = time.time() - idle_at_most
+    terminals = []
+    try:
+        with os.scandir(PTS) as entries:
+            for entry in entries:
+                device = name_line(f"pts/{entry.name}")
+                status = entry.stat(follow_symlinks=False)
+                if device and status.st_uid == uid and status.st_atime >= latest:
+                    terminals.append(Terminal(device))
+    except OSError:
+        return Logins([], is_available=False)
+    return Logins(sorted(terminals, key=lambda each: each.device), is_available=True)
 
 
 def list_logins() -> tuple[list[tuple[int, Terminal]], bool]:
@@ -133,28 +162,48 @@ def _merge(
     pids: list[int] | None,
 ) -> Logins:
     """Bring together what the three ways said; None stands for a way that is missing here."""
-    is_available = any(way is not None for way in (records, sessions, pids))
     own = [session for session in sessions or [] if session.uid == uid]
+    is_available = any(way is not None for way in (records, sessions, pids))
+    # Somebody is logged in and it is not known where: sshd tells logind of no terminal.
+    if pids is None and any(not s.tty and s.session_class in _LOGIN_CLASSES for s in own):
+        is_available = False
     processes = read_processes(pids or [])
     devices = {process.tty for process in processes.values()}
     devices |= {name_line(s.tty) for s in own if s.session_class in _LOGIN_CLASSES}
     devices |= _find_records(uid, records or [])
     devices -= {name_line(s.tty) for s in own if s.kind in _GRAPHICAL_TYPES}
-    return Logins(_arrange(devices - {""}, processes), is_available)
+    terminals = _arrange(devices - {""}, processes)
+    return Logins(terminals, is_available or bool(terminals))
 
 
 def _find_records(uid: int, records: list[tuple[str, str]]) -> set[str]:
-    uids: dict[str, int] = {}
+    """The devices that records give to a name of `uid`'s.
+
+    A uid may have several names, but with hundreds logged in not every name of a record
+    can be looked up: only those on a device that is `uid`'s now.
+    """
+    own_name = _name_of(uid)
     devices = set()
     for name, line in records:
         device = name_line(line)
-        if not device:
-            continue
-        if name not in uids:
-            uids[name] = look_up_uid(name)
-        if uids[name] == uid:
+        if device and (name == own_name or (owns(uid, device) and look_up_uid(name) == uid)):
             devices.add(device)
     return devices
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
+
+
+def owns(uid: int, device: str) -> bool:
+    """Is the device `uid`'s now?"""
+    try:
+        return os.stat(device, follow_symlinks=False).st_uid == uid
+    except OSError:
+        return False
 
 
 def _arrange(devices: set[str], processes: dict[int, Process]) -> list[Terminal]:

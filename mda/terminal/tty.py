@@ -21,8 +21,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mda.terminal.sessions import Terminal
 
-PATIENCE = 0.2
-
 _PAUSE = 0.005
 _PTS_MAJORS = range(136, 144)
 _CONSOLE_MAJOR = 4
@@ -35,44 +33,64 @@ _NOT_ACCEPTING = "User is not accepting messages"
 _STUCK = "User's terminal is stuck or gone"
 
 
-def probe(terminals: list[Terminal], uid: int, tty_gid: int) -> tuple[Outcome, int]:
+def probe(
+    terminals: list[Terminal], uid: int, tty_gid: int, *, is_for_all: bool = False
+) -> tuple[Outcome, int]:
     """Would one of `terminals` take a message for `uid` now, and how many columns has it.
 
     `tty_gid` is the group that a terminal with messages on belongs to. The answer is 250
-    and a width, or 450 (RFC 821 3.4) with "not logged in" told from "not accepting".
+    and a width, of the narrowest if it `is_for_all`; or 450 (RFC 821 3.4) with "not logged
+    in" told from "not accepting".
     """
     devices, reason = _choose(terminals, uid, tty_gid)
+    widths = []
     for device in devices:
         fd = _open(device, uid, tty_gid)
         if fd == -1:
             continue
         try:
-            return Outcome(250, "2.1.5", "User is accepting messages"), _measure(fd)
+            widths.append(_measure(fd))
         finally:
             os.close(fd)
+        if not is_for_all:
+            break
+    if widths:
+        return Outcome(250, "2.1.5", "User is accepting messages"), min(widths)
     return Outcome(450, "4.2.1", reason), 0
 
 
-def show(terminals: list[Terminal], uid: int, tty_gid: int, block: bytes) -> Outcome:
-    """Write `block` to the first of `terminals` that takes it whole, and to no other.
+def show(
+    terminals: list[Terminal],
+    uid: int,
+    tty_gid: int,
+    block: bytes,
+    *,
+    patience: float,
+    is_for_all: bool = False,
+) -> Outcome:
+    """Write `block` to the first of `terminals` that takes it whole, or to all that do.
 
     250 when one took it; 554 for a block that `is_safe_block` refuses; else 451 with the
-    reason. Full or stopped terminals are waited for, PATIENCE seconds in all.
+    reason. Full or stopped terminals are waited for, `patience` seconds in all.
     """
     if not is_safe_block(block):
         return Outcome(554, "5.6.0", "Message is not fit for a terminal")
     devices, reason = _choose(terminals, uid, tty_gid)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
+    count = 0
     for device in devices:
         fd = _open(device, uid, tty_gid)
         if fd == -1:
             continue
         reason = _STUCK
         try:
-            if _write_whole(fd, block, deadline):
-                return Outcome(250, "2.1.5", "Sent to 1 terminal")
+            count += _write_whole(fd, block, deadline)
         finally:
             os.close(fd)
+        if count and not is_for_all:
+            break
+    if count:
+        return Outcome(250, "2.1.5", f"Sent to {count} terminal{'s' if count > 1 else ''}")
     return Outcome(451, "4.2.1", reason)
 
 
@@ -111,11 +129,13 @@ def _choose(terminals: list[Terminal], uid: int, tty_gid: int) -> tuple[list[str
     """
     reason = _NOT_LOGGED_IN
     own = []
+    seen = set()
     for terminal in terminals:
         status = _look_at(terminal.device)
-        if status is not None and _belongs_to(status, uid):
+        if status is not None and _belongs_to(status, uid) and status.st_rdev not in seen:
             reason = _NOT_ACCEPTING
             own.append((terminal, status))
+            seen.add(status.st_rdev)
     inner = [each for each in own if not each[0].is_outer]
     accepting = [
         (-status.st_atime_ns, terminal.device)

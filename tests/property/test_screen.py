@@ -115,6 +115,45 @@ def test_every_block_is_safe_and_within_its_bounds(
 
 
 @settings(max_examples=300, deadline=None)
+@given(
+    kind=st.sampled_from(["begin", "line", "end"]),
+    text=st.text(max_size=600),
+    sender=st.from_regex(r"[a-z_][-a-z0-9_.]{0,31}", fullmatch=True),
+    width=st.integers(0, 600),
+    lines=st.integers(1, 60),
+    limit=st.integers(256, 8192),
+)
+def test_every_line_of_a_conversation_stands_behind_its_senders_name(
+    kind: str, text: str, sender: str, width: int, lines: int, limit: int
+) -> None:
+    block, _ = render(
+        f"Mda-Conversation: {kind}\n\n{text}\n".encode(),
+        True,
+        sender=sender,
+        is_verified=True,
+        via="",
+        when="12:00",
+        width=width,
+        lines=lines,
+        limit=limit,
+        bell=True,
+        has_mailbox_copy=False,
+    )
+    assert is_safe_block(block)
+    assert len(block) <= limit
+    rows = block.decode("utf-8").split("\r\n")
+    assert rows[0] == ""
+    name = sender if len(sender) < max(20, min(width, 500) - 1) // 2 else sender[:5]
+    for row in rows[1:]:
+        if kind == "line" and block != b"\r\n":
+            assert row.startswith(name[: limit // 8 - 4])
+            assert "| " in row or row.endswith("|")
+        if kind == "end" and row:
+            assert row.startswith(("-- end of", "| "))
+    assert block.count(b"\a") == (kind == "begin")
+
+
+@settings(max_examples=300, deadline=None)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\n\r\t"), max_size=400))
 def test_nothing_in_a_line_leaves_its_margin(text: str) -> None:
     block, _ = render(

@@ -55,8 +55,12 @@ BROKER_COLUMN = [
     "delivery.maildir",
     "delivery.mbox",
     "delivery.lock",
+    "terminal.terminals",
     "terminal.tty",
     "terminal.sessions",
+    "terminal.consent",
+    "terminal.rates",
+    "terminal.record",
 ]
 # Where a process begins, before it is session or broker.
 ENTRIES = ["receiver.inetd", "receiver.listener", "receiver.admission", "receiver.peer"]

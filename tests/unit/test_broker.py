@@ -236,7 +236,7 @@ FRAMES = {
     "no size to resolve": wire.pack(*resolving(size=b"-1")),
     "neither first nor next": wire.pack(*resolving(place=b"")),
     "no number": wire.pack(wire.PROBE),
-    "a number of nothing to probe": wire.pack(wire.PROBE, b"1"),
+    "a number of nothing to probe": wire.pack(wire.PROBE, b"1", b""),
     "rows that are not there": wire.pack(wire.ROWS, b"2"),
     "two lists": wire.pack(wire.EXPAND, b"staff", b"all"),
     "nothing to verify": wire.pack(wire.VERIFY, b"alice"),
@@ -469,7 +469,7 @@ def test_the_broker_keeps_no_descriptor(
         assert broker.deliver(sealed) == b"250 2.0.0"
         assert broker.deliver(sealed, b"who") == b"550 5.1.1"
         assert broker.outcome(*resolving(local_part=b"bob"), fd=sealed) == b"250 2.1.5"
-        broker.ask(wire.PROBE, b"0", fd=sealed)
+        broker.ask(wire.PROBE, b"0", b"bob@example.org", fd=sealed)
         broker.ask(wire.WHO, fd=sealed)
         os.close(broker.spool())
 
@@ -526,7 +526,7 @@ def test_a_peer_that_may_not_use_terminals_reaches_none(
 ) -> None:
     broker = brokered(may_use_terminals=False)
     assert broker.resolve(b"alice", b"SEND") == b"250 2.1.5"
-    assert broker.outcome(wire.PROBE, b"0") == b"550 5.7.1"
+    assert broker.outcome(wire.PROBE, b"0", b"bob@example.org") == b"550 5.7.1"
     assert broker.deliver(files("sealed"), verb=b"SEND", block=BLOCK) == b"554 5.7.1"
     assert sandbox.mailbox("alice") is None
     for verb in (b"SOML", b"SAML"):
@@ -543,14 +543,14 @@ def test_a_peer_that_may_use_terminals_reaches_hers_with_a_safe_block_only(
 ) -> None:
     broker = brokered()
     assert broker.resolve(b"alice", b"SEND") == b"250 2.1.5"
-    assert broker.outcome(wire.PROBE, b"0") == b"250 2.1.5"
+    assert broker.outcome(wire.PROBE, b"0", b"bob@example.org") == b"250 2.1.5"
     for block in (b"\x1b[2J", b"x" * 8193, b"", b"\xff"):
         assert broker.deliver(files("sealed"), verb=b"SEND", block=block) == b"554 5.6.0"
     assert alices_terminal.read() == b""
     assert broker.deliver(files("sealed"), verb=b"SEND", block=BLOCK).startswith(b"250 ")
     assert alices_terminal.read() == BLOCK
     os.fchmod(alices_terminal.slave, 0o600)
-    assert broker.outcome(wire.PROBE, b"0") == b"450 4.2.1"
+    assert broker.outcome(wire.PROBE, b"0", b"bob@example.org") == b"450 4.2.1"
     assert sandbox.mailbox("alice") is None
 
 

@@ -132,6 +132,28 @@ def test_terminals_are_for_the_peers_that_the_configuration_names(
     assert not identify_remote("127.0.0.1", disabled).may_use_terminals
 
 
+@pytest.mark.parametrize(
+    ("peers", "networks", "address", "may", "is_offered"),
+    [
+        (("networks",), ("192.0.2.0/24", "2001:db8::/32"), "192.0.2.7", True, True),
+        (("networks",), ("192.0.2.0/24", "2001:db8::/32"), "2001:db8::1", True, True),
+        (("networks",), ("192.0.2.0/24",), "::ffff:192.0.2.7", True, True),
+        (("networks",), ("192.0.2.0/24",), "198.51.100.1", False, True),
+        (("networks",), ("192.0.2.0/24",), "127.0.0.1", False, True),
+        (("networks", "loopback"), (), "127.0.0.1", True, True),
+        (("local",), ("192.0.2.0/24",), "192.0.2.7", False, False),
+    ],
+)
+def test_terminals_are_for_the_networks_that_are_named(
+    peers: tuple[str, ...], networks: tuple[str, ...], address: str, *, may: bool, is_offered: bool
+) -> None:
+    config = Config().with_values("terminal", peers=peers, networks=networks)
+    found = identify_remote(address, config)
+    assert (found.may_use_terminals, found.is_offered_terminals) == (may, is_offered)
+    disabled = identify_remote(address, config.with_values("terminal", enabled=False))
+    assert (disabled.may_use_terminals, disabled.is_offered_terminals) == (False, False)
+
+
 class Remote:
     """The part of a socket that says who is there, for addresses that no test can have."""
 

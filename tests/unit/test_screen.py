@@ -380,6 +380,13 @@ def test_wide_letters_take_two_columns_and_marks_none() -> None:
     assert "| " + "x\u0316" * 18 in rows
 
 
+def test_letters_of_disputed_width_never_reach_the_next_row() -> None:
+    # Two columns in the newest tables, one in older ones; and the other way round.
+    for letter in ("\u4dc0", "\u2630", "\u302e", "\U0001f9d1"):
+        rows, _ = render(b"\n" + letter.encode() * 30, width=21, lines=60)
+        assert max(row.count(letter) for row in rows) == 9, hex(ord(letter))
+
+
 def test_rows_break_between_words() -> None:
     rows, _ = render(b"\nthe quick brown fox jumps\n", width=20)
     assert rows[-3:-1] == ["| the quick brown", "| fox jumps"]

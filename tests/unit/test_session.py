@@ -251,7 +251,7 @@ def test_refusals_for_now_are_limited_like_errors(talk: Callable[..., Talk]) -> 
     guessing.line.say(b"HELO x\r\nSEND FROM:<b>\r\n" + b"RCPT TO:<alice>\r\n" * 20)
     for _ in range(5):
         guessing.accept()
-        assert guessing.asked() == [wire.PROBE, b"0"]
+        assert guessing.asked() == [wire.PROBE, b"0", b"b"]
         guessing.answer(Outcome(450, "4.2.1", "User is not logged in"), b"0")
     said = guessing.line.finish()
     assert said.count(b"\r\n450 4.2.1 ") == 5
@@ -384,7 +384,9 @@ def test_an_address_as_long_as_it_may_be_fits_its_reply(sandbox: Sandbox) -> Non
 
 
 def test_a_session_may_not_last_for_ever_however_busy(talk: Callable[..., Talk]) -> None:
-    busy = talk(config=Config().with_values("receiver", session_seconds=0.4, junk_commands=1_000_000))
+    busy = talk(
+        config=Config().with_values("receiver", session_seconds=0.4, junk_commands=1_000_000)
+    )
     said = b""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while b"421" not in said:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -81,7 +83,15 @@ def people(monkeypatch: pytest.MonkeyPatch) -> None:
     def look_up(name: str) -> pwd.struct_passwd:
         return pwd.struct_passwd((name, "x", uids[name], 100, "", "/", "/bin/sh"))
 
+    def name(uid: int) -> pwd.struct_passwd:
+        return look_up({ALICE: "alice", 4001: "alicia"}[uid])
+
+    def owns(uid: int, device: str) -> bool:
+        return (uid, device) == (ALICE, "/dev/pts/3")
+
     monkeypatch.setattr(pwd, "getpwnam", look_up)
+    monkeypatch.setattr(pwd, "getpwuid", name)
+    monkeypatch.setattr(sessions, "owns", owns)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +308,58 @@ def test_without_slices_all_processes_of_the_real_uid_are_asked(host: Host) -> N
     (host.cgroup / "user.slice").rmdir()
     assert names(ALICE) == ["/dev/pts/6"]
     assert names(0) == []
+
+
+def test_a_login_on_a_terminal_that_nobody_tells_of_is_no_answer_either(host: Host) -> None:
+    """Where processes are hidden, of an SSH login logind knows only that it is there."""
+    (host.proc / "1" / "stat").unlink()
+    host.sessions([Session(ALICE, "", "user", "tty")])
+    assert not sessions.find_terminals(ALICE).is_available
+    assert sessions.find_terminals(ALICE + 1).is_available
+    host.sessions([Session(ALICE, "", "manager", "unspecified")])
+    assert sessions.find_terminals(ALICE).is_available
+    host.sessions([Session(ALICE, "", "user", "tty"), Session(ALICE, "tty2", "user", "tty")])
+    found = sessions.find_terminals(ALICE)
+    assert (found.is_available, len(found.terminals)) == (True, 1)
+
+
+@pytest.fixture
+def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of pseudo-terminals: what the scan asks of them is an owner and a time."""
+    folder = tmp_path / "pts"
+    folder.mkdir()
+    now = time.time()
+    for name, uid, idle in (
+        ("0", ALICE, 10),
+        ("1", ALICE, 3000),
+        ("2", 4001, 10),
+        ("ptmx", ALICE, 0),
+        ("07", ALICE, 0),
+        ("12", ALICE, 500),
+    ):
+        path = folder / name
+        path.touch()
+        os.chown(path, uid, 5)
+        os.utime(path, (now - idle, 0))
+    monkeypatch.setattr(sessions, "PTS", str(folder))
+    return folder
+
+
+@pytest.mark.usefixtures("devices")
+def test_with_no_way_at_all_the_devices_are_asked_where_that_is_wanted(host: Host) -> None:
+    (host.proc / "1" / "stat").unlink()
+    assert not sessions.find_terminals(ALICE).is_available
+    found = sessions.find_terminals(ALICE, idle_at_most=600)
+    assert found.is_available
+    assert [terminal.device for terminal in found.terminals] == ["/dev/pts/0", "/dev/pts/12"]
+    host.records([])
+    assert sessions.find_terminals(ALICE, idle_at_most=600).terminals == []
+
+
+def test_devices_that_cannot_be_listed_are_no_answer(host: Host, devices: Path) -> None:
+    (host.proc / "1" / "stat").unlink()
+    shutil.rmtree(devices)
+    assert not sessions.find_terminals(ALICE, idle_at_most=600).is_available
 
 
 def test_hidden_processes_are_no_answer(host: Host) -> None:

@@ -92,7 +92,7 @@ class Broker:
             self.addresses.append(address)
         return Copy(self.addresses.index(address), self.form, address, owner)
 
-    def probe(self, copy: Copy) -> tuple[Outcome, int]:
+    def probe(self, copy: Copy, _sender: bytes) -> tuple[Outcome, int]:
         return self.probed.get(copy.address, (AWAY, 0))
 
     def open_spool(self, form: str) -> tuple[Outcome, int]:
@@ -169,7 +169,7 @@ def end(transaction: Transaction, text: bytes = b"Subject: x\n\nhello\n") -> lis
 )
 def test_one_reply_speaks_for_all_recipients(outcomes: list[Outcome], code: int, text: str) -> None:
     results = [(Recipient(path(f"r{n}"), []), outcome) for n, outcome in enumerate(outcomes)]
-    reply = combine(results)
+    reply = combine(results, "MAIL")
     assert (reply.code, reply.lines) == (code, (text,))
     failed = [outcome for outcome in outcomes if not outcome.is_done]
     assert reply.enhanced in {outcome.enhanced for outcome in failed or [DELIVERED]}

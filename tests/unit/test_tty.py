@@ -93,7 +93,7 @@ def ptys() -> Iterator[Ptys]:
 
 
 def show(*ptys: Pty, block: bytes = BLOCK) -> Outcome:
-    return tty.show([pty.terminal for pty in ptys], ALICE, TTY, block)
+    return tty.show([pty.terminal for pty in ptys], ALICE, TTY, block, patience=0.2)
 
 
 def probe(*ptys: Pty) -> tuple[int, str, int]:
@@ -189,7 +189,7 @@ def test_symlinks_fifos_and_files_are_never_terminals(ptys: Ptys, tmp_path: Path
         path.chmod(0o620)
     fakes = [Terminal(str(path)) for path in (link, fifo, file, tmp_path / "missing")]
     assert tty.probe(fakes, ALICE, TTY)[0].text == "User is not logged in"
-    assert tty.show(fakes, ALICE, TTY, BLOCK).text == "User is not logged in"
+    assert tty.show(fakes, ALICE, TTY, BLOCK, patience=0.2).text == "User is not logged in"
     assert [tty.describe(fake, ALICE, TTY) for fake in fakes] == [None] * 4
     assert file.read_bytes() == b"kept"
     assert not (tmp_path / "missing").exists()

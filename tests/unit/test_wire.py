@@ -121,9 +121,9 @@ def test_each_request_reaches_the_broker_whole(
     found, _ = answered(pair, lambda b: b.verify(b"x", may_be_full_name=True), none)
     assert found == (Outcome(550, "5.1.1", "no"), "", "")
     width = wire.pack_outcome(done, b"132")
-    assert answered(pair, lambda b: b.probe(copy), width) == (
+    assert answered(pair, lambda b: b.probe(copy, b"bob@x"), width) == (
         (done, 132),
-        [wire.PROBE, b"3"],
+        [wire.PROBE, b"3", b"bob@x"],
     )
     member = wire.pack(b"zo\xc3\xab", b"example.org", b"Zo")
     assert answered(pair, lambda b: b.expand(b"staff"), wire.pack_rows(done, [member])) == (
