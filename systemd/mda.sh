@@ -9,6 +9,11 @@
 # for it when the MTA wants us to end.
 deliver() {
     trap : HUP INT TERM
+    # A shell that cannot fork ends with 2, and runs only this.
+    trap 'case $? in
+        0 | 65 | 67 | 75 | 77) ;;
+        *) echo "4.3.0 mda cannot be started" >&2; exit 75 ;;
+        esac' EXIT
     (: 3>&1) 2>/dev/null || exec >/dev/null
     { errors=$("$@" 2>&1 >&3 3>&-); } 3>&1
     status=$?

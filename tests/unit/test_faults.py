@@ -34,6 +34,7 @@ def homes(sandbox: Sandbox) -> Iterator[None]:
         (MBOX, "memfd_create", "EMFILE"),
         (MBOX, "sendmsg", "ENOBUFS"),
         (MBOX, "fcntl", "ENOLCK"),
+        (MBOX, "clone", "EAGAIN"),
         (SPOOLED, "writev", "EFBIG"),
         (SPOOLED, "ftruncate", "EIO"),
         (MAILDIR, "fsync", "EIO"),
