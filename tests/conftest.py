@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.sandbox import Sandbox
+from support.terminal import PERSON, PERSON_UID, Terminal
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +32,40 @@ def sandbox(shared_sandbox: Sandbox) -> Iterator[Sandbox]:
     shared_sandbox.clear_mail()
     yield shared_sandbox
     shared_sandbox.clear_mail()
+
+
+@pytest.fixture
+def home(sandbox: Sandbox) -> Iterator[Path]:
+    """The home of the person, as seen from outside."""
+    passwd = sandbox.root / "etc/passwd"
+    before = passwd.read_text()
+    line = re.compile(rf"^({PERSON}:.*):/nonexistent:", re.MULTILINE)
+    passwd.write_text(line.sub(rf"\1:/home/{PERSON}:", before))
+    sandbox.run(["install", "-d", "-m", "755", "-o", str(PERSON_UID), f"/home/{PERSON}"])
+    yield Path(f"/proc/{sandbox.inside([])[2]}/root/home/{PERSON}")
+    sandbox.run(["rm", "-rf", f"/home/{PERSON}"])
+    passwd.write_text(before)
+
+
+@pytest.fixture
+def no_counts(sandbox: Sandbox) -> None:
+    """What earlier tests have sent counts for nothing."""
+    sandbox.run(["rm", "-f", "/run/mda/terminal-rates"])
+
+
+@pytest.fixture
+def log_in() -> Iterator[Callable[..., Terminal]]:
+    terminals: list[Terminal] = []
+
+    def start(uid: int = PERSON_UID) -> Terminal:
+        terminals.append(Terminal(uid))
+        return terminals[-1]
+
+    yield start
+    for terminal in terminals:
+        terminal.close()
+
+
+@pytest.fixture
+def terminal(log_in: Callable[..., Terminal]) -> Terminal:
+    return log_in()

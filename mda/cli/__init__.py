@@ -21,7 +21,10 @@ COMMANDS = {
     "serve": "the preloaded listener",
     "deliver": "the delivery command of an MTA: one message on standard input",
     "send": "write to people's terminals, or to their mailboxes",
+    "reply": "answer whoever wrote to your terminals last",
+    "messages": "read back what your terminals were shown",
     "who": "who is logged in here, and who takes messages",
+    "mesg": "say who may write on your terminals",
     "explain": "the way that a message for an address would go, and why",
     "aliases": "compile the alias file into an index",
     "check": "what is wrong with this host's set-up, and how to mend it",
@@ -104,6 +107,13 @@ def give_up(enhanced: str, why: str) -> int:
     """Say on one line why the MTA should try again; the exit status that means it."""
     complain(f"{enhanced} mda deliver: {why}")
     return TEMPORARY_FAILURE
+
+
+def paint(text: str, colour: str) -> str:
+    """`text` in a colour, where a terminal shows it and nobody minds (NO_COLOR)."""
+    if os.environ.get("NO_COLOR") or not os.isatty(1):
+        return text
+    return click.style(text, fg=colour)
 
 
 def complain(line: str) -> None:

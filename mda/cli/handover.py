@@ -116,14 +116,26 @@ class Client:
         except (OSError, smtplib.SMTPException) as error:
             raise Refused(gone(error)) from error
 
-    def _deliver(
-        self, verb: str, sender: str, recipients: list[str], message: Iterable[bytes]
-    ) -> list[Outcome]:
+    def ask(self, verb: str, sender: str, recipients: list[str]) -> list[Outcome]:
+        """What each recipient's RCPT would be told, and nothing is sent; raises Refused."""
+        try:
+            outcomes = self._address(verb, sender, recipients)
+            self._lmtp.docmd("RSET")
+        except (OSError, smtplib.SMTPException) as error:
+            raise Refused(gone(error)) from error
+        return outcomes
+
+    def _address(self, verb: str, sender: str, recipients: list[str]) -> list[Outcome]:
         parameter = self._allow_utf8("".join((sender, *recipients)))
         opened = self._ask(f"{self._choose(verb)} FROM:<{sender}>{parameter}")
         if not opened.is_done:
             raise Refused(opened)
-        outcomes = [self._ask(f"RCPT TO:<{recipient}>") for recipient in recipients]
+        return [self._ask(f"RCPT TO:<{recipient}>") for recipient in recipients]
+
+    def _deliver(
+        self, verb: str, sender: str, recipients: list[str], message: Iterable[bytes]
+    ) -> list[Outcome]:
+        outcomes = self._address(verb, sender, recipients)
         accepted = [number for number, outcome in enumerate(outcomes) if outcome.is_done]
         if not accepted:
             return outcomes

@@ -18,9 +18,11 @@ import subprocess
 import sys
 
 import click
+from click.shell_completion import get_completion_class
 from filelock import FileLock, Timeout
 
 import mda
+from mda.cli import group
 from mda.config import CONFIG_FILE, RUN_DIRECTORY, Config
 from mda.receiver.listener import AddressError, split_host_port
 
@@ -52,8 +54,15 @@ FILES = (
     ("systemd/mda.tmpfiles", "/etc/tmpfiles.d/mda.conf", 0o644),
     ("systemd/mda.sh", COMMAND, 0o755),
     ("man/mda.1", "/usr/local/share/man/man1/mda.1", 0o644),
+    ("man/mda-send.1", "/usr/local/share/man/man1/mda-send.1", 0o644),
     ("man/mda.toml.5", "/usr/local/share/man/man5/mda.toml.5", 0o644),
 )
+# Where each shell looks for what completes a command's words.
+COMPLETIONS = {
+    "bash": "/usr/local/share/bash-completion/completions/mda",
+    "zsh": "/usr/local/share/zsh/site-functions/_mda",
+    "fish": "/usr/local/share/fish/vendor_completions.d/mda.fish",
+}
 SYSUSERS_FILE = "/etc/sysusers.d/mda.conf"
 TMPFILES_FILE = "/etc/tmpfiles.d/mda.conf"
 
@@ -176,6 +185,7 @@ def plan_files(
         File(path, mode, fill_in(package_data().joinpath(name).read_bytes(), program, version))
         for name, path, mode in FILES
     ]
+    files += [File(path, 0o644, complete_in(shell)) for shell, path in COMPLETIONS.items()]
     for protocol, unit in SOCKETS.items():
         path = f"{UNIT_DIRECTORY}/{unit}.d/listen.conf"
         if listening is None:
@@ -199,6 +209,15 @@ def fill_in(content: bytes, program: list[str], version: int) -> bytes:
     if version < POLL_LIMIT_SINCE:
         lines = [line for line in lines if not line.startswith(b"PollLimitIntervalSec=")]
     return b"".join(lines)
+
+
+def complete_in(shell: str) -> bytes:
+    """The script that lets a shell ask us how a word goes on."""
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise InstallError(f"this version of click knows nothing of {shell}")
+    source = kind.source_template % kind(group, {}, "mda", "_MDA_COMPLETE").source_vars()
+    return source.encode()
 
 
 def systemd_version() -> int:

@@ -15,24 +15,63 @@ from email.utils import format_datetime, localtime, make_msgid
 import click
 
 from mda.cli import handover
+from mda.cli.conversation import Conversation
 from mda.cli.deliver import report
 from mda.config import Config, ConfigError, load, official_name
+from mda.receiver.domains import Domains
 from mda.receiver.grammar import spell_path
+from mda.receiver.replies import RELAYING_DENIED, to_outcome
+from mda.receiver.submission import forward_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mda.model import Outcome
+
+    Command = Callable[..., None]
+    Exchange = Callable[[handover.Client, list[str]], list[Outcome]]
+
+
+def verb_options(command: Command) -> Command:
+    """The options of `mda send` and `mda reply`: by which verb, and the subject."""
+    for option in (
+        click.option("-s", "subject", default="", metavar="SUBJECT"),
+        click.option("--mail", "verb", flag_value="MAIL", help="To the mailbox only."),
+        click.option("--saml", "verb", flag_value="SAML", help="Terminal and mailbox."),
+        click.option("--soml", "verb", flag_value="SOML", help="Terminal, else mailbox."),
+        click.option("--send", "verb", flag_value="SEND", help="To the terminal or not at all."),
+    ):
+        command = option(command)
+    return command
+
+
+def complete_user(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    """For the shell: the people of this host whose names begin so."""
+    begin, comma, last = begun.rpartition(",")
+    people = Config().recipients
+    names = (
+        each.pw_name for each in pwd.getpwall() if people.uid_min <= each.pw_uid <= people.uid_max
+    )
+    return [f"{begin}{comma}{name}" for name in names if name.startswith(last)]
 
 
 @click.command("send")
-@click.option("--send", "verb", flag_value="SEND", help="To the terminal or not at all.")
-@click.option("--soml", "verb", flag_value="SOML", help="Terminal, else mailbox.")
-@click.option("--saml", "verb", flag_value="SAML", help="Terminal and mailbox.")
-@click.option("--mail", "verb", flag_value="MAIL", help="To the mailbox only.")
-@click.option("-s", "subject", default="", metavar="SUBJECT")
-@click.argument("words", nargs=-1, required=True, metavar="USER[@HOST]... [TEXT]...")
+@verb_options
+@click.argument(
+    "words",
+    nargs=-1,
+    required=True,
+    metavar="USER[@HOST]... [TEXT]...",
+    shell_complete=complete_user,
+)
 def command(verb: str | None, subject: str, words: tuple[str, ...]) -> None:
     """Send a message to USER: on the terminal if they are logged in and take messages.
 
     The first argument names the recipients, with commas between them if there are
     several. The other arguments are the text; but if each of them is a user of this
     host or has an @, they are recipients too, and the text is read from standard input.
+    Typed on a terminal it is shown line by line, if all of them take messages.
     """
     recipients, text = divide(list(words))
     if not recipients:
@@ -40,9 +79,48 @@ def command(verb: str | None, subject: str, words: tuple[str, ...]) -> None:
     for recipient in recipients:
         if not recipient.isprintable():
             raise click.UsageError(f"{recipient!r} is no user")
-    if text is None:
-        text = read_text(recipients)
-    raise SystemExit(send(verb or "SOML", subject, recipients, text))
+    raise SystemExit(deliver_text(verb, subject, recipients, text))
+
+
+def deliver_text(verb: str | None, subject: str, recipients: list[str], text: str | None) -> int:
+    """Send the text, or what is typed if it is None; the exit status."""
+    if text is not None:
+        return send(verb or "SOML", subject, recipients, text)
+    if verb in (None, "SEND") and not subject and os.isatty(0):
+        outcomes = ask_all(recipients)
+        if all(outcome.is_done for outcome in outcomes):
+            return talk(recipients)
+        if verb == "SEND":
+            return report(recipients, outcomes)
+        for recipient, outcome in zip(recipients, outcomes, strict=True):
+            if not outcome.is_done:
+                click.echo(f"{recipient}: {without_path(outcome, recipient)}.", err=True)
+        click.echo("So it will be one message, by mail to whom it cannot be shown.", err=True)
+    return send(verb or "SOML", subject, recipients, read_text(recipients))
+
+
+def ask_all(recipients: list[str]) -> list[Outcome]:
+    """Would each take a message on a terminal now?"""
+    return exchange(recipients, lambda client, paths: client.ask("SEND", own_path(), paths))
+
+
+def talk(recipients: list[str]) -> int:
+    """Show each line as it is typed; the exit status."""
+    paths = [spell_path(recipient) for recipient in recipients]
+    addresses = [qualify(path, own_host()) for path in paths]
+    click.echo(f"To {', '.join(recipients)}, line by line; end with Control-D.", err=True)
+
+    def compose_part(part: str, text: str) -> bytes:
+        return compose(own_path(), "", addresses, text, conversation=part)
+
+    return Conversation(own_path(), paths, recipients, compose_part).hold(typed_lines())
+
+
+def typed_lines() -> Iterator[str]:
+    """The lines of standard input, as they come."""
+    with open(0, "rb", closefd=False, buffering=0) as file:
+        while line := file.readline():
+            yield line.decode("utf-8", "replace").rstrip("\n")
 
 
 def divide(words: list[str]) -> tuple[list[str], str | None]:
@@ -76,22 +154,61 @@ def read_text(recipients: list[str]) -> str:
 
 def send(verb: str, subject: str, recipients: list[str], text: str) -> int:
     """One transaction; says per recipient what happened, and gives the exit status."""
-    try:
-        name = official_name(load())
-    except ConfigError:
-        name = official_name(Config())
-    sender = spell_path(f"{own_name()}@{name}")
-    paths = [spell_path(recipient) for recipient in recipients]
-    message = compose(sender, subject, [qualify(path, name) for path in paths], text)
-    try:
-        with handover.Client() as client:
-            outcomes = client.deliver(verb, sender, paths, [message])
-    except handover.Refused as refused:
-        outcomes = [refused.outcome] * len(recipients)
+    addresses = [qualify(spell_path(each), own_host()) for each in recipients]
+    message = compose(own_path(), subject, addresses, text)
+    outcomes = exchange(
+        recipients, lambda client, paths: client.deliver(verb, own_path(), paths, [message])
+    )
     for recipient, outcome in zip(recipients, outcomes, strict=True):
         if outcome.is_done:
-            click.echo(f"{recipient}: {outcome.text.removeprefix(f'<{recipient}> ')}")
+            click.echo(f"{recipient}: {without_path(outcome, recipient)}")
     return report(recipients, outcomes)
+
+
+def exchange(recipients: list[str], ask: Exchange) -> list[Outcome]:
+    """What `ask` is told of each recipient; those on other hosts it is not asked about.
+
+    By LMTP every domain is this host's: bob@elsewhere would be bob here.
+    """
+    outcomes = [to_outcome(RELAYING_DENIED)] * len(recipients)
+    here = [number for number, recipient in enumerate(recipients) if is_here(recipient)]
+    if not here:
+        return outcomes
+    try:
+        with handover.Client() as client:
+            told = ask(client, [spell_path(recipients[number]) for number in here])
+    except handover.Refused as refused:
+        told = [refused.outcome] * len(here)
+    for number, outcome in zip(here, told, strict=True):
+        outcomes[number] = outcome
+    return outcomes
+
+
+def is_here(recipient: str) -> bool:
+    """Is this a mailbox of this host?"""
+    try:
+        config = load()
+    except ConfigError:
+        config = Config()
+    return Domains(config, takes_any=False).is_ours(forward_path(recipient).domain)
+
+
+def without_path(outcome: Outcome, recipient: str) -> str:
+    """The text of a reply without the recipient, who is named before it."""
+    return outcome.text.removeprefix(f"<{spell_path(recipient)}> ")
+
+
+def own_host() -> str:
+    """The name of this host, as the receiver gives it."""
+    try:
+        return official_name(load())
+    except ConfigError:
+        return official_name(Config())
+
+
+def own_path() -> str:
+    """The reverse-path of whoever runs this."""
+    return spell_path(f"{own_name()}@{own_host()}")
 
 
 def own_name() -> str:
@@ -107,11 +224,14 @@ def qualify(path: str, name: str) -> str:
     return f"{path}@{name}" if path.endswith('"') or "@" not in path else path
 
 
-def compose(sender: str, subject: str, recipients: list[str], text: str) -> bytes:
+def compose(
+    sender: str, subject: str, recipients: list[str], text: str, conversation: str = ""
+) -> bytes:
     """The message as octets with CRLF line ends.
 
-    `sender` and `recipients` are addresses. What the command line holds in another
-    character set than UTF-8 becomes replacement characters.
+    `sender` and `recipients` are addresses; `conversation` says which part of one this is,
+    as the receiver's screen.py reads it. What the command line holds in another character
+    set than UTF-8 becomes replacement characters.
     """
     # An address cannot be an encoded word (RFC 2047 5): beyond ASCII it needs a UTF-8 header.
     is_utf8 = not "".join((sender, *recipients)).isascii()
@@ -121,6 +241,8 @@ def compose(sender: str, subject: str, recipients: list[str], text: str) -> byte
     message["To"] = ", ".join(recipients)
     if subject:
         message["Subject"] = " ".join(make_readable(subject).split())
+    if conversation:
+        message["Mda-Conversation"] = conversation
     message["Message-ID"] = make_msgid(domain=sender.partition("@")[2])
     message.set_content(make_readable(text))
     return message.as_bytes()

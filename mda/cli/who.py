@@ -6,7 +6,7 @@ import json
 
 import click
 
-from mda.cli import handover
+from mda.cli import handover, paint
 
 
 @click.command("who")
@@ -26,7 +26,8 @@ def command(as_json: bool) -> None:
         return
     for user, device, idle, takes in rows:
         terminal = device.removeprefix("/dev/")
-        click.echo(f"{user:<16} {terminal:<10} {spell_idle(idle):>8}  messages {takes}")
+        answer = paint(f"messages {takes}", "green" if takes == "y" else "red")
+        click.echo(f"{user:<16} {terminal:<10} {spell_idle(idle):>8}  {answer}")
 
 
 def spell_idle(seconds: int) -> str:

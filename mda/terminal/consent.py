@@ -113,7 +113,7 @@ def parse_rules(text: bytes) -> Rules:
 
 def format_rules(rules: Rules) -> bytes:
     """The file that says the same, for a person to read."""
-    lines = ["# Who may write on my terminals: see mda-mesg(1). Written by `mda mesg`."]
+    lines = ["# Who may write on my terminals: see mda-send(1). Written by `mda mesg`."]
     lines += [f"{name} {'y' if rules.switches[name] else 'n'}" for name in SWITCHES]
     lines += [f"{'allow' if let else 'deny'} {who}" for who, let in sorted(rules.senders.items())]
     return "\n".join([*lines, ""]).encode("utf-8", "surrogateescape")

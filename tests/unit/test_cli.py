@@ -326,7 +326,11 @@ def test_the_commands_list_themselves(sandbox: Sandbox) -> None:
     done = sandbox.run([*MDA, "--help"])
     listed = re.findall(rb"(?m)^  (\w+) ", done.stdout.partition(b"Commands:")[2])
     assert (
-        listed == b"receive serve deliver send who explain aliases check install uninstall".split()
+        listed
+        == (
+            b"receive serve deliver send reply messages who mesg explain aliases check install"
+            b" uninstall"
+        ).split()
     )
     for name in listed:
         assert sandbox.run([*MDA, name.decode(), "--help"]).returncode in (0, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import shlex
 import signal
 import socket
 import stat
@@ -16,6 +17,7 @@ from types import ModuleType
 
 import click
 import pytest
+from support.sandbox import start_command
 
 from mda import config
 from mda.cli import install, uninstall
@@ -77,12 +79,36 @@ def test_shipped_file_has_no_key_that_is_not_ours(tmp_path: Path) -> None:
 
 
 def test_manual_names_every_command() -> None:
-    page = shipped("man/mda.1")
     from mda.cli import COMMANDS
 
+    people = ("send", "reply", "messages", "who", "mesg")
     for name in COMMANDS:
+        page = shipped("man/mda-send.1" if name in people else "man/mda.1")
         assert f".B mda {name}\n" in page
         assert f".SS mda {name}\n" in page
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_understands_its_completion(shell: str, tmp_path: Path) -> None:
+    script = tmp_path / "completion"
+    script.write_bytes(install.complete_in(shell))
+    assert subprocess.run([shell, "-n", str(script)], check=False).returncode == 0
+
+
+def test_bash_completes_a_command(tmp_path: Path) -> None:
+    script = tmp_path / "completion"
+    script.write_bytes(install.complete_in("bash"))
+    mda = tmp_path / "mda"
+    mda.write_text(f'#!/bin/sh\nexec {shlex.join(start_command())} "$@"\n')
+    mda.chmod(0o755)
+    ask = "COMP_WORDS=(mda se); COMP_CWORD=1; _mda_completion mda; echo ${COMPREPLY[@]}"
+    done = subprocess.run(
+        ["bash", "-c", f"source {script}; {ask}"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        check=True,
+    )
+    assert set(done.stdout.split()) == {b"serve", b"send"}
 
 
 # -- the units ------------------------------------------------------------------------

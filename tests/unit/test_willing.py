@@ -10,54 +10,20 @@ import fcntl
 import os
 import re
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.sandbox import PEOPLE_UIDS, UIDS, Sandbox
+from support.terminal import PERSON as USER
+from support.terminal import PERSON_UID as UID
 from support.terminal import Terminal
 
-USER, UID = "dora", PEOPLE_UIDS["dora"]
 FRIEND, FRIEND_UID = "eric", PEOPLE_UIDS["eric"]
 TEXT = b"Subject: lunch\r\n\r\nat noon?\r\n"
+pytestmark = pytest.mark.usefixtures("no_counts")
+
 AWAY = b"250 2.1.5 <dora> User not active now, so will do mail"
-
-
-@pytest.fixture
-def home(sandbox: Sandbox) -> Iterator[Path]:
-    """The home of the person, as seen from outside."""
-    passwd = sandbox.root / "etc/passwd"
-    before = passwd.read_text()
-    line = re.compile(rf"^({USER}:.*):/nonexistent:", re.MULTILINE)
-    passwd.write_text(line.sub(rf"\1:/home/{USER}:", before))
-    sandbox.run(["install", "-d", "-m", "755", "-o", str(UID), f"/home/{USER}"])
-    yield Path(f"/proc/{sandbox.inside([])[2]}/root/home/{USER}")
-    sandbox.run(["rm", "-rf", f"/home/{USER}"])
-    passwd.write_text(before)
-
-
-@pytest.fixture(autouse=True)
-def no_counts(sandbox: Sandbox) -> None:
-    """What earlier tests have sent counts for nothing."""
-    sandbox.run(["rm", "-f", "/run/mda/terminal-rates"])
-
-
-@pytest.fixture
-def log_in() -> Iterator[Callable[..., Terminal]]:
-    terminals: list[Terminal] = []
-
-    def start(uid: int = UID) -> Terminal:
-        terminals.append(Terminal(uid))
-        return terminals[-1]
-
-    yield start
-    for terminal in terminals:
-        terminal.close()
-
-
-@pytest.fixture
-def terminal(log_in: Callable[..., Terminal]) -> Terminal:
-    return log_in()
 
 
 def write_rules(home: Path, text: str, owner: int = UID) -> None:
