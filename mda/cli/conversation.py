@@ -37,10 +37,10 @@ class Conversation:
         """Send all lines, until there are no more or nobody is left; the exit status."""
         self._send("begin", "")
         try:
-            for line in lines:
+            for line in lines if self._names else ():
+                self._send("line", line)
                 if not self._names:
                     break
-                self._send("line", line)
         except KeyboardInterrupt:
             click.echo(err=True)
         if self._names:

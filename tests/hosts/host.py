@@ -51,7 +51,7 @@ done
 systemctl mask console-getty.service apt-daily.timer apt-daily-upgrade.timer
 """
 
-LoginKind = Literal["console", "ssh", "tmux"]
+LoginKind = Literal["console", "ssh", "tmux", "screen"]
 Result = subprocess.CompletedProcess[str]
 
 
@@ -332,7 +332,7 @@ class Host:
     # -- people
 
     def login(self, user: str, kind: LoginKind = "console") -> Login:
-        """Log `user` in on a terminal that stays: at the console, by SSH, in tmux in SSH."""
+        """Log `user` in on a terminal that stays: a console, SSH, tmux or screen within SSH."""
         login = Login(self, user, kind)
         self._logins.append(login)
         return login
@@ -385,7 +385,7 @@ def start(name: str) -> InstalledHost:
 class Login:
     """A logged-in user: what the terminal shows, and a keyboard.
 
-    `tty` is the terminal that the user's shell runs on (in tmux: the pane's).
+    `tty` is the terminal that the user's shell runs on (in tmux and screen: the pane's).
     """
 
     def __init__(self, host: Host, user: str, kind: LoginKind) -> None:
@@ -408,6 +408,10 @@ class Login:
         if kind == "tmux":
             self.type("exec tmux\n")
             self.wait_for("[0] 0:")
+        if kind == "screen":
+            # Its first page wants a key, unless told otherwise.
+            self.command("echo startup_message off > ~/.screenrc")
+            self.type("exec screen\n")
         self.tty = self._ask_tty()
 
     def screen(self) -> str:

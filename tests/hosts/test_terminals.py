@@ -234,7 +234,7 @@ def test_each_way_of_finding_a_login_finds_what_only_it_can(host: InstalledHost)
         login = host.login("alice", kind)
         for way in WAYS:
             seen[kind, way] = login.tty in found_by(host, way)
-        login.hang_up() if kind != "tmux" else login.logout()
+        login.hang_up() if kind in ("console", "ssh") else login.logout()
     if host.name == "debian12":
         assert seen["console", "read_utmp"]
         assert seen["ssh", "read_utmp"]
@@ -245,6 +245,7 @@ def test_each_way_of_finding_a_login_finds_what_only_it_can(host: InstalledHost)
         assert not seen["tmux", "read_logind"]
     assert seen["ssh", "list_processes"]
     assert seen["tmux", "list_processes"]
+    assert seen["screen", "list_processes"]
 
 
 def test_a_login_that_only_utmp_knows_is_found(host: InstalledHost) -> None:
