@@ -21,9 +21,9 @@ from support.sandbox import UIDS, Sandbox, start_command
 SESSION_CALLS = 30
 # The broker: three frames and back, the aliases' age, six changes of identity for the
 # forward file (two opened, one closed) and six for the mailbox, the spool's group, the
-# text kept and proven, and the mailbox opened, locked (with its record as text and as
-# attribute), proven, written, fsynced and released.
-BROKER_CALLS = 52
+# text kept, proven and looked through for NULs, and the mailbox opened, locked (with its
+# record as text and as attribute), proven, written, fsynced and released.
+BROKER_CALLS = 53
 FORKS_PER_CONNECTION = 1
 
 MESSAGES = 6
