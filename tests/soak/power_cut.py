@@ -24,7 +24,6 @@ import itertools
 import json
 import os
 import random
-import shutil
 import signal
 import smtplib
 import socket
@@ -41,14 +40,14 @@ from typing import Self
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hosts.corpus import below_added_lines, number_of, read_mbox
-from hosts.host import InstalledHost, free_port, wait_until
+from hosts.host import free_port, wait_until
+from soak.machine import build_disk, greets, qemu_command
 from soak.write_log import Entry, cut_power, read_log
 
 DIRECTORY = Path("/var/tmp/mda-power-cut")
-DISK, INITRD, COUNTS = DIRECTORY / "disk", DIRECTORY / "initrd", DIRECTORY / "counts.json"
+DISK, COUNTS = DIRECTORY / "disk", DIRECTORY / "counts.json"
 SCRATCH, MOUNTED = DIRECTORY / "scratch", DIRECTORY / "mounted"
 NEXT = 1_000_000_000  # the number of the message that is delivered after a cut
-DISK_SIZE = 2 << 30
 LOAD_SECONDS = 20.0  # the cut comes at a random moment of these
 CLIENTS = 3  # for each mailbox
 MOMENTS = 10
@@ -60,7 +59,6 @@ TRIES = 3
 # Ports inside: the two ways in, and two for the test itself.
 SMTP, LMTP, ARCHIVE, CLEAR = 2525, 2424, 2323, 2222
 PREPARATION = f"""
-set -e
 mda install --listen 0.0.0.0:{SMTP} --listen lmtp+0.0.0.0:{LMTP}
 sed 's|^#mailbox = .*|mailbox = "{{home}}/Maildir/"|' /etc/mda/mda.toml > /etc/mda/maildir.toml
 mkdir -p /etc/systemd/system/mda-lmtp@.service.d
@@ -69,36 +67,10 @@ cat > /etc/systemd/system/mda-lmtp@.service.d/maildir.conf <<END
 ExecStart=
 ExecStart=/usr/local/bin/mda receive --protocol lmtp --config /etc/mda/maildir.toml
 END
-serve() {{
-    cat > /etc/systemd/system/$1.socket <<END
-[Socket]
-ListenStream=0.0.0.0:$2
-Accept=yes
-[Install]
-WantedBy=sockets.target
-END
-    cat > /etc/systemd/system/$1@.service <<END
-[Service]
-StandardInput=socket
-StandardError=journal
-ExecStart=$3
-END
-    systemctl enable -q $1.socket
-}}
 serve archive {ARCHIVE} '/bin/tar -C / -c var/mail home/bob'
 serve clear {CLEAR} '/bin/sh -c "rm -rf /var/mail/* /home/bob/Maildir; sync; echo done"'
-cat > /etc/systemd/network/wire.network <<END
-[Match]
-Type=ether
-[Network]
-Address=10.0.2.15/24
-END
-systemctl enable -q systemd-networkd
-systemctl disable -q ssh openbsd-inetd e2scrub_reap || true
-systemctl mask -q systemd-networkd-wait-online getty@tty1 man-db.timer dpkg-db-backup.timer
-echo '/dev/vda / ext4 defaults 0 1' > /etc/fstab
+systemctl mask -q getty@tty1
 """
-MODULES = "virtio_pci\nvirtio_blk\nvirtio_net\next4\n"
 
 
 @dataclass
@@ -146,41 +118,6 @@ def make_message(number: int) -> bytes:
     return b"".join(lines)
 
 
-# -- the disk -------------------------------------------------------------------------
-
-
-def build() -> None:
-    """The disk of a Debian 12 on which README's command has been run, and its initrd."""
-    DIRECTORY.mkdir(exist_ok=True)
-    confdir = DIRECTORY / "initramfs"
-    shutil.copytree("/etc/initramfs-tools", confdir, dirs_exist_ok=True)
-    (confdir / "modules").write_text(MODULES)
-    (confdir / "conf.d/modules").write_text("MODULES=list\n")
-    subprocess.run(["mkinitramfs", "-d", confdir, "-o", INITRD, kernel_version()], check=True)
-    host = InstalledHost("powercut", tree="debian12")
-    try:
-        host.boot()
-        host.install()
-        host.run(PREPARATION)
-        fresh = DISK.with_suffix(".new")
-        with fresh.open("wb") as file:
-            file.truncate(DISK_SIZE)
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-d", host.root, fresh], check=True)
-        fresh.rename(DISK)
-    finally:
-        host.stop()
-
-
-def kernel_version() -> str:
-    """The newest of the cloud kernels that are installed here."""
-    names = sorted(
-        Path("/boot").glob("vmlinuz-*-cloud-amd64"), key=lambda path: path.stat().st_mtime
-    )
-    if not names:
-        raise SystemExit("install linux-image-cloud-amd64 first")
-    return names[-1].name.removeprefix("vmlinuz-")
-
-
 # -- the machine ----------------------------------------------------------------------
 
 
@@ -203,20 +140,13 @@ class Machine:
         )
 
     def _command(self, running: Path) -> list[str]:
-        version = kernel_version()
-        forward = ",".join(
-            f"hostfwd=tcp:127.0.0.1:{outside}-10.0.2.15:{inside}"
-            for inside, outside in self.ports.items()
-        )
         logged = f"driver=blklogwrites,node-name=disk,file.driver=file,file.filename={running}"
-        options = ["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "768", "-nographic"]
-        options += ["-no-reboot", "-kernel", f"/boot/vmlinuz-{version}", "-initrd", str(INITRD)]
-        options += ["-append", "root=/dev/vda rw console=ttyS0 quiet"]
-        options += ["-blockdev", f"{logged},log.driver=file,log.filename={self.log}"]
-        options += ["-device", "virtio-blk-pci,drive=disk,discard=off,write-zeroes=off"]
-        options += ["-netdev", f"user,id=wire,restrict=off,{forward}"]
-        options += ["-device", "virtio-net-pci,netdev=wire"]
-        return ["qemu-system-x86_64", *options]
+        return [
+            *qemu_command(DIRECTORY, self.ports),
+            "-nographic",
+            *("-blockdev", f"{logged},log.driver=file,log.filename={self.log}"),
+            *("-device", "virtio-blk-pci,drive=disk,discard=off,write-zeroes=off"),
+        ]
 
     def is_up(self) -> bool:
         """Wait until both ways in say their greeting; False if qemu itself has crashed."""
@@ -225,13 +155,7 @@ class Machine:
         return self._qemu.poll() is None
 
     def _is_settled(self, inside: int) -> bool:
-        if self._qemu.poll() is not None:
-            return True
-        try:
-            with socket.create_connection(("127.0.0.1", self.ports[inside]), 20) as connection:
-                return connection.recv(3) == b"220"
-        except OSError:
-            return False
+        return self._qemu.poll() is not None or greets(self.ports[inside])
 
     def read(self, inside: int) -> bytes:
         """All that a port says."""
@@ -459,7 +383,7 @@ def main() -> None:
     """Boot and cut as often as asked for, and check once more after the last."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no machine is left behind
     if not DISK.exists():
-        build()
+        build_disk(DIRECTORY, PREPARATION)
     counts = Counts.load()
     for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 5):
         began = time.monotonic()
