@@ -43,7 +43,7 @@ def yes() -> None:
 
 @command.command("n")
 def no() -> None:
-    """Take none, but from whom `allow` names: as a rule, and on this terminal."""
+    """Take none: as a rule, and on this terminal."""
     change(lambda rules: rules.switches.update(messages=False))
     set_terminal(takes=False)
 
