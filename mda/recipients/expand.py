@@ -44,6 +44,7 @@ _MOST_TARGETS = 5000  # for one address
 _MOST_ACCOUNTS = 1000  # kept in memory
 _LARGEST_LIST = 1 << 20
 _MOST_SECONDS = 20  # for one address
+_NO_LOGIN = Outcome(550, "5.3.3", "Not the login name of a person; use SOML")
 _POSTMASTER = b"postmaster"
 _REMOTE = Outcome(451, "4.4.0", "Mail for other hosts cannot be forwarded from here")
 _NO_COMMANDS = Outcome(451, "4.3.5", "Commands are not run on this host (delivery.commands)")
@@ -155,13 +156,31 @@ def expand(
     """The targets of mail for `local_part` (unquoted), at least one, each place once.
 
     A person for whom `is_final` says so has the mail and no alias or forward file counts:
-    an MTA has followed them already. SEND is for the person's terminal and follows no forward
-    file; with SOML and SAML it follows one only for the mailbox. `trace` gets a line of
-    text for each step.
+    an MTA has followed them already. SEND is for a person's terminal, and so for a login
+    name and nothing else; with SOML and SAML a forward file counts only for the mailbox.
+    `trace` gets a line of text for each step.
     """
     walk = _Walk(host, verb, is_final, trace)
-    walk.follow_name(local_part, _Origin())
+    if verb == "SEND" and (refusal := _judge_login(host, local_part, is_final)):
+        walk.fail(refusal, local_part)
+    else:
+        walk.follow_name(local_part, _Origin())
     return walk.targets or [_failure(_LOOP)]
+
+
+def _judge_login(host: Host, name: bytes, is_final: IsFinal) -> Outcome | None:
+    """Why this is not simply somebody who could be logged in; None if it is, or is nobody."""
+    account = host.find_account(name)[1]
+    if account is not None and is_final(account):
+        return None
+    known = host.aliases() if host.only_uid is None else aliases.NO_ALIASES
+    if isinstance(known, Outcome):
+        return known
+    is_alias = any(known.find(each) is not None for each in host.names_of(name))
+    is_extended = account is not None and bool(account.extension)
+    if is_alias or is_extended or name.lower() == _POSTMASTER:
+        return _NO_LOGIN
+    return None
 
 
 class _Origin:

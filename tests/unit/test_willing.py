@@ -63,6 +63,27 @@ def test_an_account_that_never_gets_any_is_refused_and_mailed(
     assert (sandbox.mailbox(USER) or b"").count(b"at noon?") == 1
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["doras", "people", "owner-people", "cat", "file", "far", "postmaster", f"{USER}+lists"],
+)
+def test_send_is_for_a_login_name_and_soml_for_the_others(
+    sandbox: Sandbox, terminal: Terminal, name: str
+) -> None:
+    aliases = sandbox.root / "etc/aliases"
+    aliases.write_text(
+        f'doras: {USER}\npeople: {USER}, bob\nowner-people: bob\ncat: "|cat"\n'
+        f"file: /tmp/file\nfar: a@far.example\npostmaster: {USER}\n"
+    )
+    lines = f"HELO x\r\nSEND FROM:<b@x>\r\nRCPT TO:<{name}>\r\nQUIT\r\n".encode()
+    try:
+        replies = sandbox.converse(lines, config=f"[recipients]\naliases = '{aliases}'\n")
+    finally:
+        aliases.write_text("")
+    assert replies[3] == f"550 5.3.3 <{name}> Not the login name of a person; use SOML".encode()
+    assert terminal.shown() == b""
+
+
 # -- the user's own rules ---------------------------------------------------------------
 
 
