@@ -7,6 +7,7 @@ not understood, and so a temporary failure (design, decision 3).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import smtplib
@@ -234,7 +235,11 @@ def list_logins() -> list[tuple[str, str, int, str]]:
             with connection.makefile("rb") as replies:
                 _read_reply(replies, 220)
                 connection.sendall(b"XWHO\r\n")
-                return [_read_row(line) for line in _read_reply(replies, 250)[:-1]]
+                rows = [_read_row(line) for line in _read_reply(replies, 250)[:-1]]
+                with contextlib.suppress(OSError):  # it has told all that was asked
+                    connection.sendall(b"QUIT\r\n")
+                    replies.readline(1024)
+                return rows
         except ConnectionRefusedError as error:
             raise Refused(UNREACHABLE) from error
         except OSError as error:

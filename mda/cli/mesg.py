@@ -208,7 +208,8 @@ def show() -> None:
             (outcome,) = client.ask("SEND", path, [path])
     except Refused as refused:
         outcome = refused.outcome
-    answer = paint(outcome.text, "green" if outcome.is_done else "red")
+    text = outcome.text.removeprefix(f"<{path}> ")
+    answer = paint(text, "green" if outcome.is_done else "red")
     click.echo(f"A message to you from yourself would be told: {answer}")
 
 

@@ -861,6 +861,7 @@ WHO = [
         b"250-2.0.0 bob /dev/pts/2 3661 n\r\n250-2.0.0 alice /dev/pts/1 70 y\r\n"
         b"250-2.0.0 alice /dev/tty1 5 n\r\n250 2.0.0 3 terminals\r\n"
     ),
+    b"221 2.0.0 x\r\n",
 ]
 
 
@@ -872,7 +873,7 @@ def test_who_lists_by_name_and_the_least_idle_first(sandbox: Sandbox) -> None:
         ["alice", "pts/1", "1m", "messages", "y"],
         ["bob", "pts/2", "1h01m", "messages", "n"],
     ]
-    assert said == [b"XWHO\r\n"]
+    assert said == [b"XWHO\r\n", b"QUIT\r\n"]
 
 
 def test_who_for_programs_says_true_and_false(sandbox: Sandbox) -> None:

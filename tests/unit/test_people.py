@@ -160,11 +160,11 @@ def test_mesg_show_says_what_would_happen(
     name = terminal.device.removeprefix("/dev/")
     shown = run(sandbox, "mesg", "show").stdout.decode()
     assert f"Terminal {name}: y\n" in shown
-    assert shown.endswith("would be told: <dora> User is accepting messages\n")
+    assert shown.endswith("would be told: User is accepting messages\n")
     os.chmod(terminal.device, 0o600)
     shown = run(sandbox, "mesg", "show").stdout.decode()
     assert f"Terminal {name}: n\n" in shown
-    assert shown.endswith("would be told: <dora> User is not accepting messages\n")
+    assert shown.endswith("would be told: User is not accepting messages\n")
     file = serving / ".config/mda/mesg"
     file.parent.mkdir(parents=True)
     file.write_text("nonsense\n")
