@@ -35,8 +35,8 @@ class Conversation:
 
     def hold(self, lines: Iterable[str]) -> int:
         """Send all lines, until there are no more or nobody is left; the exit status."""
-        self._send("begin", "")
         try:
+            self._send("begin", "")
             for line in lines if self._names else ():
                 self._send("line", line)
                 if not self._names:

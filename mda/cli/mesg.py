@@ -88,6 +88,13 @@ def bell(answer: str) -> None:
     change(lambda rules: rules.switches.update(bell=answer == "y"))
 
 
+@command.command("utf8")
+@click.argument("answer", type=ANSWER)
+def utf8(answer: str) -> None:
+    """Whether your terminals show more than ASCII; n puts ? for the rest."""
+    change(lambda rules: rules.switches.update(utf8=answer == "y"))
+
+
 @command.command("keep")
 @click.argument("answer", type=ANSWER)
 def keep(answer: str) -> None:

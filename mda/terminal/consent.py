@@ -8,6 +8,7 @@ writes it. One line is one word of it:
     deny SENDER
     reason y|n          whether a refusal says why
     bell y|n            whether a message may ring
+    utf8 y|n            whether the terminals show more than ASCII
     keep y|n            whether what was shown is kept for `mda messages`
 """
 
@@ -25,7 +26,7 @@ FOLDER = ".config/mda"
 FILE = FOLDER + "/mesg"
 LARGEST = 64 * 1024
 MOST_SENDERS = 1000
-SWITCHES: Final = ("messages", "reason", "bell", "keep")
+SWITCHES: Final = ("messages", "reason", "bell", "utf8", "keep")
 _LONGEST_SENDER = 320
 _ANSWERS = {"y": True, "n": False}
 

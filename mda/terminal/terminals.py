@@ -74,7 +74,7 @@ class Terminals:
             if isinstance(found, Outcome):
                 return found
             account, rules, terminals = found
-            block = block if rules.switches["bell"] else block.replace(b"\a", b"")
+            block = adapt(block, rules)
             outcome = self._write(account, terminals, block)
         except OSError as error:
             return classify_os_error(error, "writing to a terminal")
@@ -217,3 +217,16 @@ class Terminals:
         is_refused = self._judge_account(account) is not None
         lets = not is_refused and self.read_rules(account).let(self._sender(b""))
         return os.fsencode(entry.pw_name), lets
+
+
+def adapt(block: bytes, rules: Rules) -> bytes:
+    """The block as the user's rules want it: without its bell, or in ASCII."""
+    if not rules.switches["bell"]:
+        block = block.replace(b"\a", b"")
+    if rules.switches["utf8"] or block.isascii():
+        return block
+    from unicodedata import category  # here, since few ask for it
+
+    # A mark has no column of its own, and "?" has one: the row would grow past its end.
+    text = block.decode("utf-8", "replace")
+    return "".join(c for c in text if category(c)[0] != "M").encode("ascii", "replace")

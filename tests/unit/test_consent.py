@@ -62,7 +62,13 @@ def test_rules_come_back_as_they_were_written() -> None:
     once = rules(text)
     again = parse_rules(format_rules(once))
     assert (again.switches, again.senders) == (once.switches, once.senders)
-    assert again.switches == {"messages": False, "reason": True, "bell": False, "keep": True}
+    assert again.switches == {
+        "messages": False,
+        "reason": True,
+        "bell": False,
+        "utf8": True,
+        "keep": True,
+    }
 
 
 @pytest.mark.parametrize(

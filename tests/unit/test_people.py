@@ -144,7 +144,7 @@ def test_senders_are_allowed_denied_and_forgotten(
     assert (done.returncode, done.stdout) == (75, b"")
     assert b"User is not accepting messages" in done.stderr
     shown = run(sandbox, "mesg").stdout.decode()
-    assert shown.startswith("Rules: messages n, reason y, bell y, keep y\n")
+    assert shown.startswith("Rules: messages n, reason y, bell y, utf8 y, keep y\n")
     assert "\n  allow bob\n  deny *@far.example\n  deny carol\n" not in shown, "sorted by sender"
     assert "\n  deny *@far.example\n  allow bob\n  deny carol\n" in shown
     assert run(sandbox, "mesg", "forget", "bob").returncode == 0
@@ -404,7 +404,7 @@ def test_colours_are_for_terminals_that_may_show_them(
         (["mda", "send", "ro"], []),
         (
             ["mda", "mesg", ""],
-            ["allow", "bell", "deny", "forget", "keep", "n", "reason", "show", "y"],
+            ["allow", "bell", "deny", "forget", "keep", "n", "reason", "show", "utf8", "y"],
         ),
         (["mda", "mesg", "bell", ""], ["n", "y"]),
     ],

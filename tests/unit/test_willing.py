@@ -9,12 +9,13 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import subprocess
 import termios
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.sandbox import PEOPLE_UIDS, UIDS, Sandbox
+from support.sandbox import PEOPLE_UIDS, UIDS, Sandbox, start_command
 from support.terminal import PERSON as USER
 from support.terminal import PERSON_UID as UID
 from support.terminal import Terminal
@@ -82,6 +83,39 @@ def test_send_is_for_a_login_name_and_soml_for_the_others(
         aliases.write_text("")
     assert replies[3] == f"550 5.3.3 <{name}> Not the login name of a person; use SOML".encode()
     assert terminal.shown() == b""
+
+
+HIDE = """
+mount -t proc -o hidepid=4 proc /proc
+exec setpriv --inh-caps=-all --bounding-set=-all,+setuid,+setgid "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("verb", "to", "end"),
+    [
+        ("SEND", b"451 4.3.0 <dora> Cannot tell who is logged in on this host", b""),
+        ("SOML", b"250 2.1.5 <dora> Cannot tell who is logged in on this host, so will do", b"250"),
+        ("SAML", b"250 2.1.5 <dora> Cannot tell who is logged in on this host, so will do", b"250"),
+    ],
+)
+def test_where_it_cannot_be_told_nobody_is_said_to_be_away(
+    sandbox: Sandbox, terminal: Terminal, verb: str, to: bytes, end: bytes
+) -> None:
+    """Neither utmp nor logind nor slices here, and now no processes of others either."""
+    ours, theirs = sandbox.connect_as("bob")
+    words = ["unshare", "--mount", "sh", "-c", HIDE, "sh", *start_command(), "receive"]
+    process = subprocess.Popen(sandbox.inside(words), stdin=theirs.fileno(), stdout=theirs.fileno())
+    theirs.close()
+    with ours:
+        ours.settimeout(30)
+        ours.sendall(dialogue(verb, "bob@example.org"))
+        replies = b"".join(iter(lambda: ours.recv(65_536), b"")).splitlines()
+    assert process.wait(30) == 0
+    assert replies[3].startswith(to)
+    assert replies[-2].startswith(end or b"50")
+    assert terminal.shown() == b""
+    assert bool(sandbox.mailbox(USER)) == (verb != "SEND")
 
 
 # -- the user's own rules ---------------------------------------------------------------
@@ -162,6 +196,16 @@ def test_the_person_can_have_the_bell_off(sandbox: Sandbox, home: Path, terminal
     shown = terminal.shown()
     assert shown.startswith(b"\r\nMessage from bob (verified)")
     assert b"\a" not in shown
+
+
+def test_the_person_can_have_it_in_ascii(sandbox: Sandbox, home: Path, terminal: Terminal) -> None:
+    write_rules(home, "utf8 n\n")
+    text = "Subject: x\r\n\r\n" + "é字e\u0301\u0316x" * 30 + "\r\n"
+    assert sandbox.converse(dialogue("SEND", "b@x", text=text.encode()))[-2].startswith(b"250")
+    shown = terminal.shown()
+    assert shown.isascii()
+    assert b"| ???x???x" in shown
+    assert max(len(row) for row in shown.split(b"\r\n")) < 80
 
 
 def test_rules_that_change_after_rcpt_hold_at_the_end_of_the_data(
