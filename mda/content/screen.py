@@ -79,43 +79,43 @@ def render(
     part = content.conversation if is_verified else ""
     # A terminal may go to the next row after its last column: leave that one free.
     is_ringing = bell and part in ("", "begin")
+    # Beside the text nothing of such a message is shown, and so would be lost by SOML.
+    is_more = bool(content.subject or content.attachments or content.is_cut or not is_whole)
     page = _Page(max(_MIN_WIDTH, width - 1), limit, "\r\n\a" if is_ringing else "\r\n")
     if part in ("line", "end"):
-        return _add_to_conversation(page, sender, text if part == "line" else None, lines, limit)
+        is_more |= _add_to_conversation(page, part, sender, text, lines)
+        return page.block_without_end if part == "line" else page.block, is_more
     page.add(_compose_banner(sender, is_verified, via, when, limit))
     if part == "begin":
-        return page.block_without_end, bool(text)
+        return page.block_without_end, is_more or bool(text)
     text += [f"[attachment: {name}]" for name in content.attachments]
     page.reserve = page.measure(_compose_end(len(text), True, has_mailbox_copy))
     if content.subject:
         page.add([*_plain("Subject: "), *_shorten(content.subject, _SUBJECT_COLUMNS, limit // 4)])
-    hidden = _add_text(page, text, lines, limit, _MARGIN)
+    hidden = _add_text(page, text, lines, _MARGIN)
     is_clipped = bool(hidden or content.attachments or content.is_cut or not is_whole)
     page.reserve = 0
     page.add(_compose_end(hidden, is_clipped, has_mailbox_copy))
     return page.block, is_clipped
 
 
-def _add_to_conversation(
-    page: _Page, sender: str, text: list[str] | None, lines: int, limit: int
-) -> tuple[bytes, bool]:
-    """Lines that were announced by a banner, behind the name of who types them; None: the end.
+def _add_to_conversation(page: _Page, part: str, sender: str, text: list[str], lines: int) -> bool:
+    """Lines that a banner has announced, behind the name of who types them, or their end.
 
-    The row stays without its end, for the next one to begin with that.
+    Is there any text that is not shown?
     """
-    name = _shorten(sender, page.width // 2, limit // 8)
-    if text is None:
+    name = _shorten(sender, page.width // 2, page.limit // 8)
+    if part == "end":
         page.add([*_plain("-- end of messages from "), *name, *_plain(" --")])
-        return page.block, False
-    hidden = _add_text(page, text or [""], lines, limit, [*name, *_MARGIN])
-    return page.block_without_end, hidden > 0
+        return bool(text)
+    return _add_text(page, text or [""], lines, [*name, *_MARGIN]) > 0
 
 
-def _add_text(page: _Page, text: list[str], lines: int, limit: int, margin: list[Cell]) -> int:
+def _add_text(page: _Page, text: list[str], lines: int, margin: list[Cell]) -> int:
     """Put `text` behind `margin`, at most `lines` rows; the number of lines left out."""
     for number, line in enumerate(text):
         # Each character takes a byte or is one of too many marks on the same letter.
-        shown = line[: 2 * limit]
+        shown = line[: 2 * page.limit]
         rows = page.wrap(_make_cells(shown), margin, margin)
         for row in rows:
             if lines == 0 or not page.add_row(row):
@@ -148,11 +148,11 @@ def _compose_end(hidden: int, is_clipped: bool, has_mailbox_copy: bool) -> list[
 class _Page:
     """The block while it is made: rows, each behind its margin, and the room that is left."""
 
-    __slots__ = ("_limit", "block", "reserve", "width")
+    __slots__ = ("block", "limit", "reserve", "width")
 
     def __init__(self, width: int, limit: int, start: str) -> None:
         self.width = width
-        self._limit = limit
+        self.limit = limit
         self.reserve = 0
         self.block = start.encode("ascii")
 
@@ -168,7 +168,7 @@ class _Page:
     def add_row(self, row: str) -> bool:
         """Add a row if there is room for it."""
         line = row.encode("utf-8") + b"\r\n"
-        if len(self.block) + len(line) + self.reserve > self._limit:
+        if len(self.block) + len(line) + self.reserve > self.limit:
             return False
         self.block += line
         return True
@@ -179,7 +179,7 @@ class _Page:
 
     @property
     def block_without_end(self) -> bytes:
-        """The block with its last row still open."""
+        """The block with its last row still open, for the next one to begin with its end."""
         return self.block.removesuffix(b"\r\n") or self.block
 
     def wrap(

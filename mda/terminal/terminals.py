@@ -169,7 +169,7 @@ class Terminals:
             with self._identities.as_user(account):
                 record.append(account.home, account.uid, entry, most)
         except OSError as error:
-            log.write("not kept", log.INFO, user=account.user, error=str(error.strerror))
+            log.write("not kept", log.INFO, user=account.user, error=str(error))
 
     def _hide(self, outcome: Outcome, rules: Rules) -> Outcome:
         """The refusal without its reason, where the user or the host wants it so."""

@@ -387,6 +387,40 @@ def test_letters_of_disputed_width_never_reach_the_next_row() -> None:
         assert max(row.count(letter) for row in rows) == 9, hex(ord(letter))
 
 
+@pytest.mark.parametrize(
+    ("part", "rest", "is_clipped"),
+    [
+        ("line", b"\nhello\n", False),
+        ("line", b"\n", False),
+        ("line", b"Subject: x\n\nhello\n", True),
+        ("line", b"\n" + b"hello\n" * 21, True),
+        ("line", b"Content-Type: image/png\n\nhello\n", True),
+        ("begin", b"\n", False),
+        ("begin", b"\nhello\n", True),
+        ("end", b"\n", False),
+        ("end", b"\nhello\n", True),
+    ],
+)
+def test_what_a_conversation_does_not_show_is_said_to_be_missing(
+    part: str, rest: bytes, *, is_clipped: bool
+) -> None:
+    block, was_clipped = screen.render(
+        b"Mda-Conversation: %b\n%b" % (part.encode(), rest),
+        True,
+        sender="bob",
+        is_verified=True,
+        via="",
+        when="14:03",
+        width=80,
+        lines=20,
+        limit=4096,
+        bell=True,
+        has_mailbox_copy=False,
+    )
+    assert is_safe_block(block)
+    assert was_clipped is is_clipped
+
+
 def test_rows_break_between_words() -> None:
     rows, _ = render(b"\nthe quick brown fox jumps\n", width=20)
     assert rows[-3:-1] == ["| the quick brown", "| fox jumps"]
