@@ -18,12 +18,16 @@ from mda.receiver.peer import local_peer
 from mda.receiver.replies import RELAYING_DENIED, to_outcome
 from mda.receiver.submission import forward_path
 from mda.recipients.expand import expand
+from mda.terminal.consent import FILE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mda.model import Account, Target
+
+
+_MOST_NAMED = 5  # senders of a user's rules
 
 
 @click.command("explain")
@@ -127,11 +131,26 @@ def describe_terminals(answers: Answers, target: Target, account: Account) -> It
     for row in answers.terminals.list_logins()[1]:
         user, device, idle, takes = os.fsdecode(row).rsplit(" ", 3)
         if user == account.user:
-            consent = "takes messages" if takes == "y" else "takes none (mesg n)"
+            consent = "takes messages" if takes == "y" else "takes none (mesg n, or a rule)"
             yield f"  terminal {device}: idle for {idle} s, {consent}"
+    yield f"  {describe_rules(answers, account)}"
     outcome, width = answers.terminals.probe(target, b"")
     columns = f", {width} columns" if width else ""
     yield f"  SEND would be told {tell(outcome)}{columns}"
+
+
+def describe_rules(answers: Answers, account: Account) -> str:
+    """What the user's own rules say about who may write."""
+    try:
+        rules = answers.terminals.read_rules(account)
+    except OSError as error:
+        return f"rules of the user's: cannot be read: {error.strerror}"
+    if rules.fault:
+        return f"rules of the user's: {FILE} {rules.fault}, so nobody may write"
+    named = [f"{'allow' if let else 'deny'} {who}" for who, let in sorted(rules.senders.items())]
+    more = [f"and {len(named) - _MOST_NAMED} more"] if len(named) > _MOST_NAMED else []
+    everybody = f"messages {'y' if rules.switches['messages'] else 'n'}"
+    return f"rules of the user's: {', '.join([everybody, *named[:_MOST_NAMED], *more])}"
 
 
 def describe_status(status: os.stat_result) -> str:

@@ -47,6 +47,7 @@ def test_the_whole_way_is_told(host: Host) -> None:
         "      the file /home/alice/archive, written as alice",
         "to the mailbox /var/mail/alice of alice",
         "  not there yet: would be created with 0660 for alice",
+        "  rules of the user's: messages y",
         "  SEND would be told 450 4.2.1 User is not logged in",
         "to the file /home/alice/archive, written as alice",
         "  not there yet: would be created with 0600 for alice",
@@ -141,3 +142,30 @@ def test_an_owner_of_files_that_is_root_is_found(host: Host) -> None:
     config = config.with_values("delivery", alias_user="root")
     (finding,) = check.check_aliases(config)
     assert "alias_user" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("rules", "told", "answer"),
+    [
+        ("messages n\\nallow bob\\n", "messages n, allow bob", "not accepting messages"),
+        (
+            "".join(f"deny u{number}\\n" for number in range(8)),
+            "messages y, deny u0, deny u1, deny u2, deny u3, deny u4, and 3 more",
+            "not logged in",
+        ),
+        (
+            "nonsense\\n",
+            ".config/mda/mesg line 1 is none that `mda mesg` writes, so nobody may write",
+            "not accepting messages",
+        ),
+    ],
+)
+def test_the_persons_own_rules_about_messages_are_told(
+    host: Host, rules: str, told: str, answer: str
+) -> None:
+    script = f"mkdir -p ~/.config/mda && printf '{rules}' > ~/.config/mda/mesg"
+    home = ["env", "HOME=/home/alice", "sh", "-c", script]
+    assert host.sandbox.run(home, user="alice").returncode == 0
+    said = run(host, "explain", "alice")
+    assert f"  rules of the user's: {told}" in said
+    assert f"  SEND would be told 450 4.2.1 User is {answer}" in said
