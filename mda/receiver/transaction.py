@@ -297,7 +297,7 @@ class Transaction:
             text.is_head_whole,
             sender=self._peer.user or f"<{claimed}>",
             is_verified=bool(self._peer.user),
-            via=self.helo or self._peer.address,
+            via=self._origin(),
             when=time.strftime("%H:%M"),
             width=copy.width or 80,
             lines=terminal.lines,
@@ -305,6 +305,11 @@ class Transaction:
             bell=terminal.bell,
             has_mailbox_copy=envelope.verb != "SEND",
         )
+
+    def _origin(self) -> str:
+        """The host that sent it: its address, since HELO may be given any name."""
+        peer = self._peer
+        return f"[{peer.address}]" if peer.kind == "tcp" and peer.address else self.helo
 
     def _log(self, envelope: Envelope, recipient: Recipient, copy: Copy, outcome: Outcome) -> None:
         log.write(

@@ -111,7 +111,8 @@ class Terminals:
         is_person = recipients.uid_min <= account.uid <= recipients.uid_max
         if not is_person and account.uid != self._identities.only_uid:
             return _NOT_FOR_ACCOUNT
-        if account.user in self._config.terminal.never:
+        # By uid: an account may have a second name.
+        if account.uid in map(sessions.look_up_uid, self._config.terminal.never):
             return _NOT_FOR_ACCOUNT
         return NO_TERMINALS if self._identities.terminal_gid == -1 else None
 

@@ -129,7 +129,7 @@ def test_over_loopback_nobody_is_verified_and_the_host_is_named(
     command = [sys.executable, "-I", "-c", LOOPBACK, *start_command(), "receive"]
     done = sandbox.run(command, input=dialogue(b"SEND", sender=b"root@mda.test"))
     assert b"250 2.1.5 Sent to 1 terminal" in done.stdout, done.stderr
-    line = "\aMessage from <root@mda.test> (unverified, via client.example) at TIME"
+    line = "\aMessage from <root@mda.test> (unverified, via [127.0.0.1]) at TIME"
     assert rows(terminal.shown())[0] == line
 
 

@@ -226,7 +226,7 @@ def test_whom_the_kernel_does_not_name_is_shown_as_he_claims_to_be(
     end(transaction)
     call = rendered[0]
     assert (call["sender"], call["is_verified"]) == ("<root@example.org>", False)
-    assert call["via"] == "192.0.2.9"
+    assert call["via"] == "[192.0.2.9]"
     assert call["width"] == 80, "no terminal when asked, but there may be one now"
 
 

@@ -55,6 +55,16 @@ def say(
 def test_an_account_that_never_gets_any_is_refused_and_mailed(
     sandbox: Sandbox, terminal: Terminal
 ) -> None:
+    passwd = sandbox.root / "etc/passwd"
+    before = passwd.read_text()
+    passwd.write_text(f"{before}other:x:{UID}:65534::/nonexistent:/bin/sh\n")
+    try:
+        for name in (USER, "other"):
+            lines = f"HELO x\r\nSEND FROM:<b>\r\nRCPT TO:<{name}>\r\nQUIT\r\n"
+            config = "[terminal]\nnever = ['nobody-here', 'other']\n"
+            assert sandbox.converse(lines.encode(), config=config)[3].startswith(b"550 5.7.1")
+    finally:
+        passwd.write_text(before)
     config = f"[terminal]\nnever = ['root', '{USER}']\n"
     assert say(sandbox, "SEND", config=config)[0].startswith(b"550 5.7.1 <dora> No terminal ")
     to, end = say(sandbox, "SOML", config=config)
