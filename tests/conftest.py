@@ -57,8 +57,8 @@ def no_counts(sandbox: Sandbox) -> None:
 def log_in() -> Iterator[Callable[..., Terminal]]:
     terminals: list[Terminal] = []
 
-    def start(uid: int = PERSON_UID) -> Terminal:
-        terminals.append(Terminal(uid))
+    def start(uid: int = PERSON_UID, columns: int = 80) -> Terminal:
+        terminals.append(Terminal(uid, columns))
         return terminals[-1]
 
     yield start

@@ -77,10 +77,10 @@ def render(
     text = whole.split("\n") if whole else []
     # Only a name that nobody else can have may stand in place of the banner.
     part = content.conversation if is_verified else ""
-    # A terminal may go to the next row after its last column: leave that one free.
-    is_ringing = bell and part in ("", "begin")
     # Beside the text nothing of such a message is shown, and so would be lost by SOML.
     is_more = bool(content.subject or content.attachments or content.is_cut or not is_whole)
+    is_ringing = bell and part in ("", "begin")
+    # A terminal may go to the next row after its last column: leave that one free.
     page = _Page(max(_MIN_WIDTH, width - 1), limit, "\r\n\a" if is_ringing else "\r\n")
     if part in ("line", "end"):
         is_more |= _add_to_conversation(page, part, sender, text, lines)
@@ -88,15 +88,26 @@ def render(
     page.add(_compose_banner(sender, is_verified, via, when, limit))
     if part == "begin":
         return page.block_without_end, is_more or bool(text)
-    text += [f"[attachment: {name}]" for name in content.attachments]
-    page.reserve = page.measure(_compose_end(len(text), True, has_mailbox_copy))
-    if content.subject:
-        page.add([*_plain("Subject: "), *_shorten(content.subject, _SUBJECT_COLUMNS, limit // 4)])
-    hidden = _add_text(page, text, lines, _MARGIN)
+    hidden = _add_message(page, content, text, lines, has_mailbox_copy=has_mailbox_copy)
     is_clipped = bool(hidden or content.attachments or content.is_cut or not is_whole)
     page.reserve = 0
     page.add(_compose_end(hidden, is_clipped, has_mailbox_copy))
     return page.block, is_clipped
+
+
+def _add_message(
+    page: _Page, content: _Content, text: list[str], lines: int, *, has_mailbox_copy: bool
+) -> int:
+    """Subject, text and the names of attachments; the number of lines left out.
+
+    Room is left for the end, whichever it will be.
+    """
+    text = text + [f"[attachment: {name}]" for name in content.attachments]
+    page.reserve = page.measure(_compose_end(len(text), True, has_mailbox_copy))
+    if content.subject:
+        subject = _shorten(content.subject, _SUBJECT_COLUMNS, page.limit // 4)
+        page.add([*_plain("Subject: "), *subject])
+    return _add_text(page, text, lines, _MARGIN)
 
 
 def _add_to_conversation(page: _Page, part: str, sender: str, text: list[str], lines: int) -> bool:

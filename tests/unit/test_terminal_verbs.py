@@ -11,33 +11,15 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from support.sandbox import PEOPLE_UIDS, Sandbox, start_command
+from support.sandbox import Sandbox, start_command
+from support.terminal import PERSON as USER
+from support.terminal import PERSON_UID as UID
 from support.terminal import TTY, Terminal
 
-USER = "dora"
-UID = PEOPLE_UIDS[USER]
 TEXT = b"Subject: lunch\r\n\r\nat noon?\r\n"
-
-
-@pytest.fixture
-def log_in(sandbox: Sandbox) -> Iterator[Callable[..., Terminal]]:
-    terminals: list[Terminal] = []
-
-    def start(columns: int = 80) -> Terminal:
-        terminals.append(Terminal(UID, columns))
-        return terminals[-1]
-
-    yield start
-    for terminal in terminals:
-        terminal.close()
-
-
-@pytest.fixture
-def terminal(log_in: Callable[..., Terminal]) -> Terminal:
-    return log_in()
 
 
 def dialogue(verb: bytes, text: bytes = TEXT, sender: bytes = b"bob@example.org") -> bytes:
@@ -137,7 +119,7 @@ def test_over_loopback_nobody_is_verified_and_the_host_is_named(
 def test_no_row_is_wider_than_the_terminal(
     sandbox: Sandbox, log_in: Callable[..., Terminal], columns: int
 ) -> None:
-    terminal = log_in(columns)
+    terminal = log_in(columns=columns)
     words = b"word " * 60
     say(sandbox, b"SEND", b"Subject: x\r\n\r\n" + words + b"\r\n")
     widths = [len(row.replace("\a", "")) for row in rows(terminal.shown())]
