@@ -131,6 +131,16 @@ def test_reader_and_writer_that_know_different_locks_do_not_miss_each_other(
     assert box.read_bytes().endswith(b"Subject: new\n\nnew\n\n")
 
 
+@pytest.mark.parametrize("header", [b"Message-ID: <1@x>\n", b"Message-ID: \n", b""])
+def test_mail_with_the_same_message_id_or_none_is_no_duplicate(
+    sandbox: Sandbox, box: Path, header: bytes
+) -> None:
+    for text in (b"one\n", b"two\n", b"two\n"):
+        assert deliver(sandbox, text=header + b"Subject: x\n\n" + text) == (0, "")
+    kept = box.read_bytes()
+    assert (kept.count(b"\none\n"), kept.count(b"\ntwo\n")) == (1, 2)
+
+
 def test_full_disk_leaves_neither_lock_nor_half_a_message(sandbox: Sandbox) -> None:
     folder = "/home/small"
     script = f"mkdir {folder} && mount -t tmpfs -o size=64k,mode=2775,gid=8 none {folder}"
