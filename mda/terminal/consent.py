@@ -68,7 +68,8 @@ class Rules:
         if self.fault:
             return False
         # What anybody may claim to be opens no door, but it may well shut one.
-        if not sender.user and self.senders.get(sender.local_name, True) is False:
+        claimed = (sender.local_name, sender.local_name.lower())
+        if not sender.user and any(self.senders.get(name) is False for name in claimed):
             return False
         for name in _names_of(sender):
             if name in self.senders:
