@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 import mda
 from mda.cli import group
+from mda.cli.whole import write_whole
 from mda.config import CONFIG_FILE, RUN_DIRECTORY, Config
 from mda.receiver.listener import AddressError, split_host_port
 
@@ -216,6 +217,7 @@ def complete_in(shell: str) -> bytes:
     kind = get_completion_class(shell)
     if kind is None:
         raise InstallError(f"this version of click knows nothing of {shell}")
+    # Not kind.source(), which runs the shell to ask for its version.
     source = kind.source_template % kind(group, {}, "mda", "_MDA_COMPLETE").source_vars()
     return source.encode()
 
@@ -380,7 +382,7 @@ def write_files(files: list[File]) -> list[str]:
     missing = [file for file in files if not is_written(file)]
     for file in missing:
         os.makedirs(os.path.dirname(file.path), 0o755, exist_ok=True)
-        write_whole(file)
+        write_whole(file.path, file.content, file.mode)
         click.echo(f"wrote {file.path}")
     return [file.path for file in missing]
 
@@ -396,29 +398,13 @@ def missing_folders(files: list[File]) -> set[str]:
     return missing
 
 
-def write_whole(file: File) -> None:
-    """Write the file under another name and put it in place: never half of it."""
-    fresh = f"{file.path}.mda-{os.getpid()}"
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb") as target:
-            target.write(file.content)
-            target.flush()
-            os.fchmod(fd, file.mode)
-            os.fsync(fd)
-        os.rename(fresh, file.path)
-    except OSError:
-        os.unlink(fresh)
-        raise
-
-
 def write_config() -> None:
     """Write the configuration file if there is none."""
     if os.path.lexists(CONFIG_FILE):
         return
     os.makedirs(os.path.dirname(CONFIG_FILE), 0o755, exist_ok=True)
     content = package_data().joinpath("etc/mda.toml").read_bytes()
-    write_whole(File(CONFIG_FILE, 0o644, content))
+    write_whole(CONFIG_FILE, content, 0o644)
     click.echo(f"wrote {CONFIG_FILE}")
 
 
@@ -433,7 +419,7 @@ def write_manifest(paths: set[str]) -> None:
     content = "".join(f"{path}\n" for path in sorted(paths)).encode()
     file = File(MANIFEST, 0o644, content)
     if not is_written(file):
-        write_whole(file)
+        write_whole(file.path, file.content, file.mode)
 
 
 def remove_files(paths: Iterable[str]) -> list[str]:

@@ -6,13 +6,13 @@ import grp
 import os
 import pwd
 import stat
-import tempfile
 
 import click
 
 from mda.cli import handover, paint
 from mda.cli.handover import Refused
-from mda.config import Config, ConfigError, load
+from mda.cli.person import host_config, own_account
+from mda.cli.whole import write_whole
 from mda.receiver.grammar import spell_path
 from mda.terminal import consent
 from mda.terminal.consent import SWITCHES, Rules
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _GROUP_WRITE = stat.S_IWGRP
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-ANSWER = click.Choice(["y", "n"])
 
 
 @click.group("mesg", invoke_without_command=True)
@@ -74,32 +73,24 @@ def forget(sender: str) -> None:
     change(remove)
 
 
-@command.command("reason")
-@click.argument("answer", type=ANSWER)
-def reason(answer: str) -> None:
-    """Whether who is refused learns why: not logged in, or not accepting."""
-    change(lambda rules: rules.switches.update(reason=answer == "y"))
+def make_switch(name: str, help_text: str) -> click.Command:
+    """The command that sets one of the rules that are yes or no."""
+
+    @click.command(name, help=help_text)
+    @click.argument("answer", type=click.Choice(["y", "n"]))
+    def switch(answer: str) -> None:
+        change(lambda rules: rules.switches.update({name: answer == "y"}))
+
+    return switch
 
 
-@command.command("bell")
-@click.argument("answer", type=ANSWER)
-def bell(answer: str) -> None:
-    """Whether a message may ring the bell, once."""
-    change(lambda rules: rules.switches.update(bell=answer == "y"))
-
-
-@command.command("utf8")
-@click.argument("answer", type=ANSWER)
-def utf8(answer: str) -> None:
-    """Whether your terminals show more than ASCII; n puts ? for the rest."""
-    change(lambda rules: rules.switches.update(utf8=answer == "y"))
-
-
-@command.command("keep")
-@click.argument("answer", type=ANSWER)
-def keep(answer: str) -> None:
-    """Whether what you were shown is kept for `mda messages`."""
-    change(lambda rules: rules.switches.update(keep=answer == "y"))
+for _name, _help in (
+    ("reason", "Whether who is refused learns why: not logged in, or not accepting."),
+    ("bell", "Whether a message may ring the bell, once."),
+    ("utf8", "Whether your terminals show more than ASCII; n puts ? for the rest."),
+    ("keep", "Whether what you were shown is kept for `mda messages`."),
+):
+    command.add_command(make_switch(_name, _help))
 
 
 @command.command("show")
@@ -109,14 +100,6 @@ def show_command() -> None:
 
 
 # -- the rules ------------------------------------------------------------------------
-
-
-def own_account() -> pwd.struct_passwd:
-    """The account of whoever runs this; its home is where the rules are looked for."""
-    try:
-        return pwd.getpwuid(os.getuid())
-    except KeyError:
-        raise click.ClickException("you have no account on this host") from None
 
 
 def name_sender(sender: str, *, is_let: bool) -> None:
@@ -137,23 +120,10 @@ def change(edit: Callable[[Rules], None]) -> None:
     if len(rules.senders) > consent.MOST_SENDERS:
         raise click.ClickException(f"more than {consent.MOST_SENDERS} senders")
     try:
-        write_whole(path, consent.format_rules(rules))
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        write_whole(path, consent.format_rules(rules), 0o600)
     except OSError as error:
         raise click.ClickException(f"{path}: {error.strerror}") from error
-
-
-def write_whole(path: str, content: bytes) -> None:
-    """Put `content` under `path` in one step, for nobody else to write; raises OSError."""
-    folder = os.path.dirname(path)
-    os.makedirs(folder, 0o700, exist_ok=True)
-    fd, fresh = tempfile.mkstemp(dir=folder)
-    try:
-        with open(fd, "wb") as file:
-            file.write(content)
-        os.replace(fresh, path)
-    except OSError:
-        os.unlink(fresh)
-        raise
 
 
 # -- the terminal ---------------------------------------------------------------------
@@ -177,28 +147,22 @@ def set_terminal(*, takes: bool) -> None:
     except OSError as error:
         click.echo(f"{os.ttyname(fd)}: {error.strerror}: only the rule is set.", err=True)
         return
-    if takes and describe_bit(os.ttyname(fd)) != "y":
-        click.echo(f"{os.ttyname(fd)}: {describe_bit(os.ttyname(fd))}", err=True)
+    described = describe_bit(os.ttyname(fd))
+    if takes and described != "y":
+        click.echo(f"{os.ttyname(fd)}: {described}", err=True)
 
 
 def describe_bit(device: str) -> str:
     """What a terminal says of itself: y, n, or why it takes no messages though it is on."""
     try:
         status = os.stat(device)
-        group = grp.getgrnam(terminal_group()).gr_gid
+        name = host_config().terminal.group
+        group = grp.getgrnam(name).gr_gid
     except (OSError, KeyError):
         return "cannot be told"
     if not status.st_mode & _GROUP_WRITE:
         return "n"
-    return "y" if status.st_gid == group else f"n (its group is not {terminal_group()})"
-
-
-def terminal_group() -> str:
-    """The group that terminals of this host belong to."""
-    try:
-        return load().terminal.group
-    except ConfigError:
-        return Config().terminal.group
+    return "y" if status.st_gid == group else f"n (its group is not {name})"
 
 
 # -- what holds now -------------------------------------------------------------------

@@ -8,7 +8,7 @@ import time
 import click
 
 from mda.cli import paint
-from mda.cli.mesg import own_account
+from mda.cli.person import own_account
 from mda.terminal import record
 from mda.terminal.tty import is_safe_block
 

@@ -17,7 +17,8 @@ import click
 from mda.cli import handover
 from mda.cli.conversation import Conversation
 from mda.cli.deliver import report
-from mda.config import Config, ConfigError, load, official_name
+from mda.cli.person import host_config, own_host, own_path
+from mda.content.screen import CONVERSATION
 from mda.receiver.domains import Domains
 from mda.receiver.grammar import spell_path
 from mda.receiver.replies import RELAYING_DENIED, to_outcome
@@ -49,7 +50,7 @@ def verb_options(command: Command) -> Command:
 def complete_user(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
     """For the shell: the people of this host whose names begin so."""
     begin, comma, last = begun.rpartition(",")
-    people = Config().recipients
+    people = host_config().recipients
     names = (
         each.pw_name for each in pwd.getpwall() if people.uid_min <= each.pw_uid <= people.uid_max
     )
@@ -186,37 +187,12 @@ def exchange(recipients: list[str], ask: Exchange) -> list[Outcome]:
 
 def is_here(recipient: str) -> bool:
     """Is this a mailbox of this host?"""
-    try:
-        config = load()
-    except ConfigError:
-        config = Config()
-    return Domains(config, takes_any=False).is_ours(forward_path(recipient).domain)
+    return Domains(host_config(), takes_any=False).is_ours(forward_path(recipient).domain)
 
 
 def without_path(outcome: Outcome, recipient: str) -> str:
     """The text of a reply without the recipient, who is named before it."""
     return outcome.text.removeprefix(f"<{spell_path(recipient)}> ")
-
-
-def own_host() -> str:
-    """The name of this host, as the receiver gives it."""
-    try:
-        return official_name(load())
-    except ConfigError:
-        return official_name(Config())
-
-
-def own_path() -> str:
-    """The reverse-path of whoever runs this."""
-    return spell_path(f"{own_name()}@{own_host()}")
-
-
-def own_name() -> str:
-    """The login name of whoever runs this."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        raise click.ClickException("you have no account on this host") from None
 
 
 def qualify(path: str, name: str) -> str:
@@ -242,7 +218,7 @@ def compose(
     if subject:
         message["Subject"] = " ".join(make_readable(subject).split())
     if conversation:
-        message["Mda-Conversation"] = conversation
+        message[CONVERSATION] = conversation
     message["Message-ID"] = make_msgid(domain=sender.partition("@")[2])
     message.set_content(make_readable(text))
     return message.as_bytes()

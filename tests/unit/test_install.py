@@ -21,6 +21,7 @@ from support.sandbox import start_command
 
 from mda import config
 from mda.cli import install, uninstall
+from mda.cli.whole import write_whole
 from mda.receiver.listener import AddressError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,7 +273,7 @@ def test_file_is_written_whole_with_its_permissions_whatever_the_umask(tmp_path:
     Path(file.path).write_bytes(b"old, and longer\n")
     umask = os.umask(0o077)
     try:
-        install.write_whole(file)
+        write_whole(file.path, file.content, file.mode)
     finally:
         os.umask(umask)
 
