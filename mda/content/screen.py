@@ -77,8 +77,9 @@ def render(
     text = whole.split("\n") if whole else []
     # Only a name that nobody else can have may stand in place of the banner.
     part = content.conversation if is_verified else ""
-    # Beside the text nothing of such a message is shown, and so would be lost by SOML.
-    is_more = bool(content.subject or content.attachments or content.is_cut or not is_whole)
+    is_cut = bool(content.attachments or content.is_cut or not is_whole)
+    # Beside the text nothing of a conversation is shown, and so would be lost by SOML.
+    is_more = is_cut or bool(content.subject)
     is_ringing = bell and part in ("", "begin")
     # A terminal may go to the next row after its last column: leave that one free.
     page = _Page(max(_MIN_WIDTH, width - 1), limit, "\r\n\a" if is_ringing else "\r\n")
@@ -89,7 +90,7 @@ def render(
     if part == "begin":
         return page.block_without_end, is_more or bool(text)
     hidden = _add_message(page, content, text, lines, has_mailbox_copy=has_mailbox_copy)
-    is_clipped = bool(hidden or content.attachments or content.is_cut or not is_whole)
+    is_clipped = is_cut or hidden > 0
     page.reserve = 0
     page.add(_compose_end(hidden, is_clipped, has_mailbox_copy))
     return page.block, is_clipped
@@ -194,11 +195,11 @@ class _Page:
         return self.block.removesuffix(b"\r\n") or self.block
 
     def wrap(
-        self, cells: list[Cell], margin: list[Cell], next_margin: list[Cell] | None = None
+        self, cells: list[Cell], margin: list[Cell], next_margin: list[Cell] = _MARGIN
     ) -> list[str]:
         """Rows of `cells` by display width, broken at the last space if there is one.
 
-        The first begins with `margin`, the others with `next_margin` or the usual one.
+        The first begins with `margin`, the others with `next_margin`.
         """
         rows = []
         row: list[Cell] = []
@@ -207,7 +208,7 @@ class _Page:
             if cell[1] > room:
                 at = _find_break(row)
                 rows.append(_join(margin, row[:at]))
-                row, margin = row[at:], next_margin or _MARGIN
+                row, margin = row[at:], next_margin
                 room = self.width - _columns(margin) - _columns(row)
             row.append(cell)
             room -= cell[1]

@@ -22,8 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-FOLDER = ".config/mda"
-FILE = FOLDER + "/mesg"
+FILE = ".config/mda/mesg"
 LARGEST = 64 * 1024
 MOST_SENDERS = 1000
 SWITCHES: Final = ("messages", "reason", "bell", "utf8", "keep")
@@ -128,21 +127,21 @@ def read_rules(home: str, uid: int) -> Rules:
     a fault in the rules, and never as good as none.
     """
     try:
-        fd = os.open(
-            os.path.join(home, FILE),
-            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC,
-        )
+        return parse_rules(_read_own(os.path.join(home, FILE), uid))
     except (FileNotFoundError, NotADirectoryError):
         return Rules()
-    except OSError as error:
-        return Rules(f"cannot be read: {errno.errorcode.get(error.errno or 0, 'unknown error')}")
-    try:
-        _refuse_others(os.fstat(fd), uid)
-        return parse_rules(_read(fd))
     except RulesError as error:
         return Rules(str(error))
     except OSError as error:
         return Rules(f"cannot be read: {errno.errorcode.get(error.errno or 0, 'unknown error')}")
+
+
+def _read_own(path: str, uid: int) -> bytes:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    fd = os.open(path, flags)
+    try:
+        _refuse_others(os.fstat(fd), uid)
+        return _read(fd)
     finally:
         os.close(fd)
 

@@ -128,18 +128,21 @@ def scan_devices(uid: int, idle_at_most: float) -> Logins:
     One that no login stands behind (script(1), a container's) is among them, hence the
     bound: nobody types at those.
     """
-    latest = time.time() - idle_at_most
-    terminals = []
     try:
-        with os.scandir(PTS) as entries:
-            for entry in entries:
-                device = name_line(f"pts/{entry.name}")
-                status = entry.stat(follow_symlinks=False)
-                if device and status.st_uid == uid and status.st_atime >= latest:
-                    terminals.append(Terminal(device))
+        names = sorted(os.listdir(PTS))
     except OSError:
         return Logins([], is_available=False)
-    return Logins(sorted(terminals, key=lambda each: each.device), is_available=True)
+    latest = time.time() - idle_at_most
+    found = []
+    for name in names:
+        device = name_line(f"pts/{name}")
+        try:
+            status = os.stat(f"{PTS}/{name}", follow_symlinks=False)
+        except FileNotFoundError:
+            continue  # hung up just now
+        if device and status.st_uid == uid and status.st_atime >= latest:
+            found.append(Terminal(device))
+    return Logins(found, is_available=True)
 
 
 def list_logins() -> tuple[list[tuple[int, Terminal]], bool]:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     IsOurs = Callable[[bytes], bool]
 
-CANNOT_TELL = Outcome(451, "4.3.0", "Cannot tell who is logged in on this host")
-NO_TERMINALS = Outcome(451, "4.3.5", "Terminals cannot be written to on this host")
+_CANNOT_TELL = Outcome(451, "4.3.0", "Cannot tell who is logged in on this host")
+_NO_TERMINALS = Outcome(451, "4.3.5", "Terminals cannot be written to on this host")
 _NOT_FOR_PEER = Outcome(550, "5.7.1", "Terminals are not for this peer")
 _NOT_FOR_ACCOUNT = Outcome(550, "5.7.1", "No terminal messages for this account")
 _NO_PERSON = Outcome(550, "5.3.3", "No person, and so no terminal")
@@ -59,6 +59,8 @@ class Terminals:
             if isinstance(found, Outcome):
                 return found, 0
             account, rules, terminals = found
+            if not self._take(account, is_trial=True):
+                return _TOO_MANY, 0
             outcome, width = self._look(account, terminals)
             return self._hide(outcome, rules), width
         except OSError as error:
@@ -95,13 +97,11 @@ class Terminals:
         rules = self.read_rules(account)
         if not rules.let(self._sender(address)):
             return self._hide(_NOT_ACCEPTING, rules)
-        if not self._take(account, is_trial=True):
-            return _TOO_MANY
         section = self._config.terminal
         logins = sessions.find_terminals(
             account.uid, section.scan_minutes * 60 if section.scan else 0
         )
-        return (account, rules, logins.terminals) if logins.is_available else CANNOT_TELL
+        return (account, rules, logins.terminals) if logins.is_available else _CANNOT_TELL
 
     def _judge_account(self, account: Account) -> Outcome | None:
         """What the host has against this peer, or against any message for this account."""
@@ -111,10 +111,11 @@ class Terminals:
         is_person = recipients.uid_min <= account.uid <= recipients.uid_max
         if not is_person and account.uid != self._identities.only_uid:
             return _NOT_FOR_ACCOUNT
-        # By uid: an account may have a second name.
-        if account.uid in map(sessions.look_up_uid, self._config.terminal.never):
+        # By uid too: an account may have a second name.
+        never = self._config.terminal.never
+        if account.user in never or account.uid in map(sessions.look_up_uid, never):
             return _NOT_FOR_ACCOUNT
-        return NO_TERMINALS if self._identities.terminal_gid == -1 else None
+        return _NO_TERMINALS if self._identities.terminal_gid == -1 else None
 
     def read_rules(self, account: Account) -> Rules:
         """The user's rules, with the user's rights; raises OSError if they cannot be had."""
@@ -122,11 +123,13 @@ class Terminals:
             return consent.read_rules(account.home, account.uid)
 
     def _sender(self, address: bytes) -> Sender:
+        """Who sends, for the rules; what is claimed is taken apart as far as they need it."""
         text = address.decode("utf-8", "replace")
         mailbox = text.partition(":")[2] if text.startswith("@") else text
         local_part, at, domain = mailbox.rpartition("@")
         is_ours = not at or self._is_ours(domain.encode())
-        local_name = (local_part if at else mailbox) if is_ours else ""
+        claimed = (local_part if at else mailbox).strip('"').replace("\\", "")
+        local_name = claimed if is_ours else ""
         return Sender(self._peer.user, mailbox, local_name)
 
     def _take(self, account: Account, *, is_trial: bool) -> bool:
@@ -186,7 +189,7 @@ class Terminals:
         """
         gid = self._identities.terminal_gid
         if gid == -1:
-            return NO_TERMINALS, []
+            return _NO_TERMINALS, []
         rows = []
         try:
             found, is_available = sessions.list_logins()
@@ -199,7 +202,7 @@ class Terminals:
         except OSError as error:
             return classify_os_error(error, "asking for terminals"), []
         if not is_available:
-            return CANNOT_TELL, []
+            return _CANNOT_TELL, []
         lines = []
         for uid, device, idle, takes in rows:
             user, lets = willing[uid]

@@ -177,7 +177,7 @@ def test_who_only_claims_a_name_is_not_let_in_by_it(
         assert say(sandbox, "SEND", sender=sender.strip("<>"), peer="root")[0].startswith(b"450")
     assert say(sandbox, "SEND", sender="@a,@b:carol@example.org", peer="root")[1][:3] == b"250"
     write_rules(home, "deny bob\n")
-    for sender in ("bob", "bob@mda.test", "BOB@LOCALHOST", "@a:bob@mda.test"):
+    for sender in ("bob", "bob@mda.test", "BOB@LOCALHOST", '"b\\ob"@mda.test', "@a:bob@mda.test"):
         assert say(sandbox, "SEND", sender=sender, peer="root")[0].startswith(b"450"), sender
     assert say(sandbox, "SEND", sender="bob@far.example", peer="root")[1][:3] == b"250"
     assert terminal.shown().count(b"at noon?") == 2
