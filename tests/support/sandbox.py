@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -180,6 +180,31 @@ class Sandbox:
             _, errors = process.communicate(timeout=30)
         assert b"Traceback" not in errors, errors
         assert process.returncode == 0
+        return said.splitlines()
+
+    def converse_around(
+        self, lines: bytes, act: Callable[[], object], *, willing: int = 1, protocol: str = "smtp"
+    ) -> list[bytes]:
+        """All reply lines to `lines` from bob, where `act` is done between RCPT and DATA.
+
+        That is when so many recipients are said to accept messages.
+        """
+        at = lines.index(b"DATA\r\n")
+        ours, theirs = self.connect_as("bob")
+        with ours:
+            ours.settimeout(30)
+            words = ["receive", "--protocol", protocol, "--config", self.configure("")]
+            process = self.start(*words, client=theirs)
+            theirs.close()
+            ours.sendall(lines[:at])
+            said = b""
+            while said.count(b"accepting messages") < willing:
+                said += ours.recv(65_536)
+            act()
+            ours.sendall(lines[at:])
+            while more := ours.recv(65_536):
+                said += more
+            process.communicate(timeout=30)
         return said.splitlines()
 
     def mailbox(self, user: str) -> bytes | None:

@@ -218,23 +218,8 @@ def test_messages_switched_off_after_rcpt_are_seen_at_the_end_of_the_data(
     sandbox: Sandbox, terminal: Terminal
 ) -> None:
     """SEND is decided twice (decision 7); after the data RFC 821 4.3 has no 450."""
-    whole = dialogue(b"SEND")
-    at = whole.index(b"DATA\r\n")
-    ours, theirs = sandbox.connect_as("bob")
-    with ours:
-        ours.settimeout(30)
-        process = sandbox.start("receive", "--config", sandbox.configure(""), client=theirs)
-        theirs.close()
-        ours.sendall(whole[:at])
-        said = b""
-        while b"accepting messages" not in said:
-            said += ours.recv(65_536)
-        os.chmod(terminal.device, 0o600)
-        ours.sendall(whole[at:])
-        while more := ours.recv(65_536):
-            said += more
-        process.communicate(timeout=30)
-    assert b"\r\n451 4.2.1 User is not accepting messages\r\n" in said
+    replies = sandbox.converse_around(dialogue(b"SEND"), lambda: os.chmod(terminal.device, 0o600))
+    assert replies[-2] == b"451 4.2.1 User is not accepting messages"
     assert terminal.shown() == b""
     assert sandbox.mailbox(USER) is None
 

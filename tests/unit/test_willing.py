@@ -11,11 +11,15 @@ import os
 import re
 import subprocess
 import termios
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.sandbox import PEOPLE_UIDS, UIDS, Sandbox, start_command
+from support.serving import dial, served
+from support.serving import dialogue as speak
 from support.terminal import PERSON as USER
 from support.terminal import PERSON_UID as UID
 from support.terminal import Terminal
@@ -101,6 +105,36 @@ exec setpriv --inh-caps=-all --bounding-set=-all,+setuid,+setgid "$@"
 """
 
 
+def converse_blindly(sandbox: Sandbox, lines: bytes, config: str = "") -> list[bytes]:
+    """All reply lines on a host that has neither utmp, logind nor slices, nor shows processes."""
+    ours, theirs = sandbox.connect_as("bob")
+    words = ["unshare", "--mount", "sh", "-c", HIDE, "sh", *start_command(), "receive"]
+    process = subprocess.Popen(
+        sandbox.inside([*words, "--config", sandbox.configure(config)]),
+        stdin=theirs.fileno(),
+        stdout=theirs.fileno(),
+    )
+    theirs.close()
+    with ours:
+        ours.settimeout(30)
+        ours.sendall(lines)
+        replies = b"".join(iter(lambda: ours.recv(65_536), b"")).splitlines()
+    assert process.wait(30) == 0
+    return replies
+
+
+@pytest.mark.parametrize(("idle_minutes", "is_found"), [(1, True), (3, False)])
+def test_where_it_cannot_be_told_the_terminal_counts_if_the_host_wants_it_so(
+    sandbox: Sandbox, terminal: Terminal, idle_minutes: int, *, is_found: bool
+) -> None:
+    then = time.time() - 60 * idle_minutes
+    os.utime(terminal.device, (then, then))
+    config = "[terminal]\nscan = true\nscan_minutes = 2\n"
+    replies = converse_blindly(sandbox, dialogue("SEND", "bob@x"), config)
+    assert replies[3][:9] == (b"250 2.1.5" if is_found else b"450 4.2.1")
+    assert (b"at noon?" in terminal.shown()) == is_found
+
+
 @pytest.mark.parametrize(
     ("verb", "to", "end"),
     [
@@ -112,20 +146,37 @@ exec setpriv --inh-caps=-all --bounding-set=-all,+setuid,+setgid "$@"
 def test_where_it_cannot_be_told_nobody_is_said_to_be_away(
     sandbox: Sandbox, terminal: Terminal, verb: str, to: bytes, end: bytes
 ) -> None:
-    """Neither utmp nor logind nor slices here, and now no processes of others either."""
-    ours, theirs = sandbox.connect_as("bob")
-    words = ["unshare", "--mount", "sh", "-c", HIDE, "sh", *start_command(), "receive"]
-    process = subprocess.Popen(sandbox.inside(words), stdin=theirs.fileno(), stdout=theirs.fileno())
-    theirs.close()
-    with ours:
-        ours.settimeout(30)
-        ours.sendall(dialogue(verb, "bob@example.org"))
-        replies = b"".join(iter(lambda: ours.recv(65_536), b"")).splitlines()
-    assert process.wait(30) == 0
+    replies = converse_blindly(sandbox, dialogue(verb, "bob@example.org"))
     assert replies[3].startswith(to)
     assert replies[-2].startswith(end or b"50")
     assert terminal.shown() == b""
     assert bool(sandbox.mailbox(USER)) == (verb != "SEND")
+
+
+@pytest.mark.parametrize(
+    ("network", "to", "end"),
+    [
+        ("127.0.0.0/8", b"250 2.1.5 User is accepting", b"250 2.1.5 Sent to 1 terminal"),
+        ("192.0.2.0/24", b"550 5.7.1 Terminals are not for this peer", b"503 5.5.1"),
+    ],
+)
+def test_a_network_that_may_not_is_told_so_at_rcpt(
+    sandbox: Sandbox, terminal: Terminal, network: str, to: bytes, end: bytes
+) -> None:
+    keys = f"[terminal]\npeers = ['networks']\nnetworks = ['{network}']\n"
+    words = ["--listen", "127.0.0.1:0", "--config", sandbox.configure(keys)]
+    with served(sandbox, *words) as daemon:
+        offered = speak(dial(daemon.port), b"EHLO x\r\nQUIT\r\n")
+        send = speak(dial(daemon.port), dialogue("SEND", "bob@x")).splitlines()
+        soml = speak(dial(daemon.port), dialogue("SOML", "bob@x")).splitlines()
+    assert b"\r\n250-SEND\r\n" in offered
+    assert send[2].startswith(b"250 2.1.0")
+    assert send[3].replace(b"<dora> ", b"").startswith(to)
+    assert send[5 if send[4][:3] == b"354" else 4].startswith(end)
+    assert soml[-2].startswith(b"250 2.")
+    is_let = to.startswith(b"250")
+    assert terminal.shown().count(b"at noon?") == (2 if is_let else 0)
+    assert bool(sandbox.mailbox(USER)) == (not is_let)
 
 
 # -- the user's own rules ---------------------------------------------------------------
@@ -221,23 +272,10 @@ def test_the_person_can_have_it_in_ascii(sandbox: Sandbox, home: Path, terminal:
 def test_rules_that_change_after_rcpt_hold_at_the_end_of_the_data(
     sandbox: Sandbox, home: Path, terminal: Terminal
 ) -> None:
-    whole = dialogue("SEND", "bob@x")
-    at = whole.index(b"DATA\r\n")
-    ours, theirs = sandbox.connect_as("bob")
-    with ours:
-        ours.settimeout(30)
-        process = sandbox.start("receive", "--config", sandbox.configure(""), client=theirs)
-        theirs.close()
-        ours.sendall(whole[:at])
-        said = b""
-        while b"accepting messages" not in said:
-            said += ours.recv(65_536)
-        write_rules(home, "deny bob\n")
-        ours.sendall(whole[at:])
-        while more := ours.recv(65_536):
-            said += more
-        process.communicate(timeout=30)
-    assert b"\r\n451 4.2.1 User is not accepting messages\r\n" in said
+    replies = sandbox.converse_around(
+        dialogue("SEND", "bob@x"), lambda: write_rules(home, "deny bob\n")
+    )
+    assert replies[-2] == b"451 4.2.1 User is not accepting messages"
     assert terminal.shown() == b""
 
 
@@ -310,6 +348,22 @@ def test_a_stopped_terminal_does_not_count_among_all(
     assert stopped.shown() == b""
 
 
+def test_a_stopped_terminal_is_waited_for_as_long_as_the_host_says(
+    sandbox: Sandbox, terminal: Terminal
+) -> None:
+    slave = os.open(terminal.device, os.O_RDWR | os.O_NOCTTY)
+    termios.tcflow(slave, termios.TCOOFF)
+    release = threading.Timer(1.0, termios.tcflow, (slave, termios.TCOON))
+    release.start()
+    try:
+        config = "[terminal]\nwait_milliseconds = 5000\n"
+        assert say(sandbox, "SEND", config=config)[1] == b"250 2.1.5 Sent to 1 terminal"
+    finally:
+        release.join()
+        os.close(slave)
+    assert b"at noon?" in terminal.shown()
+
+
 def test_of_several_terminals_the_narrowest_makes_the_rows(
     sandbox: Sandbox, log_in: Callable[..., Terminal]
 ) -> None:
@@ -327,24 +381,10 @@ def test_of_several_terminals_the_narrowest_makes_the_rows(
 def leave_between(
     sandbox: Sandbox, text: bytes, leaving: Terminal, protocol: str = "smtp"
 ) -> list[bytes]:
-    """All replies, where a terminal closes to messages between RCPT and DATA."""
-    at = text.index(b"DATA\r\n")
-    ours, theirs = sandbox.connect_as("bob")
-    with ours:
-        ours.settimeout(30)
-        words = ["receive", "--protocol", protocol, "--config", sandbox.configure("")]
-        process = sandbox.start(*words, client=theirs)
-        theirs.close()
-        ours.sendall(text[:at])
-        said = b""
-        while said.count(b"accepting messages") < 2:
-            said += ours.recv(65_536)
-        os.chmod(leaving.device, 0o600)
-        ours.sendall(text[at:])
-        while more := ours.recv(65_536):
-            said += more
-        process.communicate(timeout=30)
-    return said.splitlines()
+    """All replies, where one of two terminals closes to messages between RCPT and DATA."""
+    return sandbox.converse_around(
+        text, lambda: os.chmod(leaving.device, 0o600), willing=2, protocol=protocol
+    )
 
 
 def test_send_that_reached_one_of_two_is_done_and_a_notice_tells_of_the_other(
@@ -432,6 +472,20 @@ def test_nothing_is_kept_where_that_is_off_or_nothing_was_shown(
     say(sandbox, "SEND", config=config)
     assert (terminal.shown() != b"") == (by != "refusal")
     assert not (home / ".local").exists()
+
+
+def test_no_more_is_kept_than_the_host_says(
+    sandbox: Sandbox, home: Path, terminal: Terminal
+) -> None:
+    file = home / ".local/state/mda/messages"
+    config = "[terminal]\nkeep = 16384\n"
+    say(sandbox, "SEND", config=config)
+    one = file.read_bytes()
+    file.write_bytes(one * (16_384 // len(one)))
+    say(sandbox, "SEND", config=config)
+    assert len(one) < file.stat().st_size <= 16_384
+    assert file.read_bytes().endswith(one[one.index(b"\r\n") :])
+    assert terminal.shown().count(b"at noon?") == 2
 
 
 def test_what_cannot_be_kept_was_shown_all_the_same(
