@@ -22,9 +22,10 @@ def count_messages(host: InstalledHost, user: str) -> dict[str, int]:
     """How many messages three readers see in the mailbox of `user`."""
     python = "import mailbox, sys; print(len(mailbox.mbox(sys.argv[1])))"
     mailbox = f"/var/mail/{user}"
+    formail = f"formail -s sh -c 'cat >/dev/null; echo one' < {mailbox}"
     return {
         "s-nail": len(host.run(f"s-nail -R -H -f {mailbox}", user=user).stdout.splitlines()),
-        "formail": host.run(f"formail -s echo one < {mailbox}", user=user).stdout.count("one"),
+        "formail": host.run(formail, user=user).stdout.count("one"),
         "python": int(host.run(["python3", "-I", "-c", python, mailbox], user=user).stdout),
     }
 

@@ -343,9 +343,11 @@ def test_our_lock_of_a_dead_process_is_cleared_at_once(
 
 def test_our_lock_of_a_live_process_is_kept(spool: Path, dotlock: Path, sleeper: int) -> None:
     start = lock._read_stat(b"%d" % sleeper)[1]
-    dotlock.write_bytes(our_record(spool, sleeper, start=start))
+    record = our_record(spool, sleeper, start=start)
+    dotlock.write_bytes(record)
     make_old(dotlock)
     must_miss(spool)
+    assert dotlock.read_bytes() == record
 
 
 def test_our_lock_of_an_earlier_process_with_that_pid_is_cleared(
@@ -366,8 +368,10 @@ def test_our_lock_about_another_file_waits_like_a_foreign_one(
 ) -> None:
     other = spool.with_name("other")
     other.touch()
-    dotlock.write_bytes(our_record(other, dead_pid))
+    record = our_record(other, dead_pid)
+    dotlock.write_bytes(record)
     must_miss(spool)
+    assert dotlock.read_bytes() == record
     make_old(dotlock)
     must_acquire(spool).release()
 

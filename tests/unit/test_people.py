@@ -109,8 +109,8 @@ def test_mesg_sets_the_rule_and_the_terminals_bit(sandbox: Sandbox, serving: Pat
     assert file.parent.stat().st_mode & 0o7777 == 0o700
 
 
-def test_mesg_y_on_a_terminal_that_stays_closed_says_so(sandbox: Sandbox, serving: Path) -> None:
-    assert serving.exists()
+@pytest.mark.usefixtures("serving")
+def test_mesg_y_on_a_terminal_that_stays_closed_says_so(sandbox: Sandbox) -> None:
     typist = Typist(sandbox, UIDS["bob"], "who")
     typist.process.wait(30)
     os.chown(typist.device, UIDS["carol"], 8)
@@ -133,10 +133,8 @@ def test_mesg_without_a_terminal_sets_the_rule_alone(sandbox: Sandbox, serving: 
     assert "messages n" in (serving / ".config/mda/mesg").read_text()
 
 
-def test_senders_are_allowed_denied_and_forgotten(
-    sandbox: Sandbox, serving: Path, terminal: Terminal
-) -> None:
-    assert serving.exists()
+@pytest.mark.usefixtures("serving")
+def test_senders_are_allowed_denied_and_forgotten(sandbox: Sandbox, terminal: Terminal) -> None:
     for words in (("n",), ("allow", "bob"), ("deny", "*@Far.Example"), ("deny", "carol")):
         assert run(sandbox, "mesg", *words).returncode == 0
     assert run(sandbox, "send", PERSON, "hello", user="bob").stdout == b"dora: Sent to 1 terminal\n"
@@ -207,10 +205,8 @@ def test_switches_are_set(
 # -- messages and reply -----------------------------------------------------------------
 
 
-def test_messages_reads_back_the_last_ones(
-    sandbox: Sandbox, serving: Path, terminal: Terminal
-) -> None:
-    assert serving.exists()
+@pytest.mark.usefixtures("serving")
+def test_messages_reads_back_the_last_ones(sandbox: Sandbox, terminal: Terminal) -> None:
     assert run(sandbox, "messages").stderr == b"Nothing is kept.\n"
     for number in range(12):
         run(sandbox, "send", "-s", f"n{number}", PERSON, f"text {number}", user="bob")
@@ -234,10 +230,8 @@ def test_what_no_terminal_was_shown_is_not_shown_now(sandbox: Sandbox, serving: 
     assert b"\x1b" not in run(sandbox, "messages").stdout
 
 
-def test_reply_goes_to_the_last_sender(
-    sandbox: Sandbox, serving: Path, log_in: Callable[..., Terminal]
-) -> None:
-    assert serving.exists()
+@pytest.mark.usefixtures("serving")
+def test_reply_goes_to_the_last_sender(sandbox: Sandbox, log_in: Callable[..., Terminal]) -> None:
     terminal, bobs = log_in(), log_in(UIDS["bob"])
     assert b"nobody's message is kept" in run(sandbox, "reply", "hello").stderr
     run(sandbox, "send", PERSON, "hello", user="carol")
@@ -253,10 +247,8 @@ def test_reply_goes_to_the_last_sender(
     assert b"\nlate\n" in (sandbox.mailbox("bob") or b"")
 
 
-def test_reply_to_whom_nobody_verified_names_him(
-    sandbox: Sandbox, serving: Path, terminal: Terminal
-) -> None:
-    assert serving.exists()
+@pytest.mark.usefixtures("serving")
+def test_reply_to_whom_nobody_verified_names_him(sandbox: Sandbox, terminal: Terminal) -> None:
     words = ["-f", "bob@far.example", "-d", PERSON, "-o", "send", "--config"]
     sandbox.run(
         [*MDA, "deliver", *words, sandbox.configure("")], input=b"Subject: x\n\nfrom afar\n"
@@ -272,10 +264,8 @@ def test_reply_to_whom_nobody_verified_names_him(
 # -- typing to somebody -----------------------------------------------------------------
 
 
-def test_each_line_is_shown_as_it_is_typed(
-    sandbox: Sandbox, serving: Path, terminal: Terminal
-) -> None:
-    assert serving.exists()
+@pytest.mark.usefixtures("serving")
+def test_each_line_is_shown_as_it_is_typed(sandbox: Sandbox, terminal: Terminal) -> None:
     typist = Typist(sandbox, UIDS["bob"], "send", PERSON)
     typist.wait_for(b"To dora, line by line; end with Control-D.")
     shown = wait_to_see(terminal, b"Message from bob (verified)")
@@ -291,10 +281,10 @@ def test_each_line_is_shown_as_it_is_typed(
     assert sandbox.mailbox(PERSON) is None
 
 
+@pytest.mark.usefixtures("serving")
 def test_who_leaves_ends_it_and_nothing_becomes_mail(
-    sandbox: Sandbox, serving: Path, log_in: Callable[..., Terminal]
+    sandbox: Sandbox, log_in: Callable[..., Terminal]
 ) -> None:
-    assert serving.exists()
     terminal, friends = log_in(), log_in(FRIEND_UID)
     typist = Typist(sandbox, UIDS["bob"], "send", f"{PERSON},eric")
     wait_to_see(terminal, b"Message from bob")
@@ -313,10 +303,10 @@ def test_who_leaves_ends_it_and_nothing_becomes_mail(
     assert b"bob|" not in terminal.shown()
 
 
+@pytest.mark.usefixtures("serving")
 def test_an_interrupt_ends_it_like_the_end_of_the_input(
-    sandbox: Sandbox, serving: Path, terminal: Terminal
+    sandbox: Sandbox, terminal: Terminal
 ) -> None:
-    assert serving.exists()
     typist = Typist(sandbox, UIDS["bob"], "send", "--send", PERSON)
     wait_to_see(terminal, b"Message from bob")
     typist.type(b"half a l\x03")
@@ -343,8 +333,8 @@ def test_too_fast_a_typist_loses_a_line_and_not_the_other_side(
         assert typist.finish() == 0
 
 
-def test_to_who_is_away_one_typed_message_is_mailed(sandbox: Sandbox, serving: Path) -> None:
-    assert serving.exists()
+@pytest.mark.usefixtures("serving")
+def test_to_who_is_away_one_typed_message_is_mailed(sandbox: Sandbox) -> None:
     typist = Typist(sandbox, UIDS["bob"], "send", PERSON)
     typist.wait_for(b"dora: User is not logged in.")
     typist.wait_for(b"end with Control-D")
@@ -359,10 +349,8 @@ def test_to_who_is_away_one_typed_message_is_mailed(sandbox: Sandbox, serving: P
 # -- who, colours, completion -----------------------------------------------------------
 
 
-def test_who_knows_the_rules_for_the_one_who_asks(
-    sandbox: Sandbox, serving: Path, terminal: Terminal
-) -> None:
-    assert serving.exists()
+@pytest.mark.usefixtures("serving")
+def test_who_knows_the_rules_for_the_one_who_asks(sandbox: Sandbox, terminal: Terminal) -> None:
     run(sandbox, "mesg", "deny", "carol")
     name = terminal.device.removeprefix("/dev/").encode()
     for user, takes in (("bob", b"y"), ("carol", b"n")):
@@ -371,11 +359,11 @@ def test_who_knows_the_rules_for_the_one_who_asks(
         assert row.endswith(b"messages " + takes)
 
 
+@pytest.mark.usefixtures("serving")
 @pytest.mark.parametrize(("environment", "is_coloured"), [("X=1", True), ("NO_COLOR=1", False)])
 def test_colours_are_for_terminals_that_may_show_them(
-    sandbox: Sandbox, serving: Path, terminal: Terminal, environment: str, *, is_coloured: bool
+    sandbox: Sandbox, terminal: Terminal, environment: str, *, is_coloured: bool
 ) -> None:
-    assert serving.exists()
     assert terminal.device
     assert b"\x1b" not in run(sandbox, "who").stdout
     typist = Typist(sandbox, UIDS["bob"], "who")
