@@ -1,0 +1,206 @@
+"""Where a message for a domain goes next: a route, the smarthost, or the domain's exchangers."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+
+from mda.model import Outcome
+from mda.receiver.domains import pack_number, to_ascii
+from mda.receiver.grammar import pack_address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dns.resolver import Answer, Resolver
+
+    from mda.outbound.dialogue import Tls
+    from mda.outbound.sender import Address
+
+_SMTP_PORT = 25
+_LOOKUP_SECONDS = 20
+_MOST_HOSTS = 10
+_MOST_ADDRESSES = 20
+_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*\.?", re.IGNORECASE)
+_HOP = re.compile(r"(?:(smtp|lmtp):)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+_TLS: dict[str, Tls] = {"": "may", "tls=never": "never", "tls=may": "may", "tls=must": "must"}
+
+NO_RESOLVER = Outcome(451, "4.3.5", "Looking up exchangers needs dnspython, a route or a smarthost")
+NO_SUCH_DOMAIN = Outcome(550, "5.1.2", "The domain does not exist")
+NO_MAIL = Outcome(556, "5.1.10", "The domain takes no mail")
+NO_ANSWER = Outcome(451, "4.4.3", "The name servers do not answer")
+NO_EXCHANGER = Outcome(550, "5.4.4", "No exchanger of the domain has an address")
+LOOP = Outcome(554, "5.4.6", "The exchanger of the domain is this host, which knows no such domain")
+
+
+class Hop:
+    """The next host: `protocol` "smtp" or "lmtp", and a `path` or a `host` and `port`.
+
+    With `is_domain` the host is a domain, whose exchangers are to be looked up.
+    """
+
+    __slots__ = ("host", "is_domain", "path", "port", "protocol", "tls")
+
+    def __init__(
+        self,
+        protocol: str,
+        host: str = "",
+        port: int = _SMTP_PORT,
+        *,
+        path: str = "",
+        tls: Tls = "may",
+        is_domain: bool = False,
+    ) -> None:
+        self.protocol = protocol
+        self.host = host
+        self.port = port
+        self.path = path
+        self.tls: Tls = tls
+        self.is_domain = is_domain
+
+    @property
+    def key(self) -> str:
+        """The same for recipients whose mail can go in one transaction."""
+        kind = "domain" if self.is_domain else self.protocol
+        return f"{kind}:{self.path or f'{self.host}:{self.port}'} {self.tls}"
+
+
+def parse_hop(text: str) -> Hop:
+    """A next hop as the configuration has it; raises ValueError.
+
+    `host`, `host:port`, `[address]:port`, with `smtp:` or `lmtp:` before it; `unix:/path`
+    (LMTP) and `smtp+unix:/path`; ` tls=never`, ` tls=may` or ` tls=must` behind it.
+    """
+    place, _, more = text.partition(" ")
+    if more.strip() not in _TLS:
+        raise ValueError(f"{more.strip()!r} is none of tls=never, tls=may, tls=must")
+    tls = _TLS[more.strip()]
+    for prefix, protocol in (("unix:", "lmtp"), ("lmtp+unix:", "lmtp"), ("smtp+unix:", "smtp")):
+        if place.startswith(prefix):
+            path = place.removeprefix(prefix)
+            if not path.startswith("/"):
+                raise ValueError("the path of a socket begins with /")
+            return Hop(protocol, path=path, tls="never")
+    found = _HOP.fullmatch(place)
+    if found is None:
+        raise ValueError(f"{place!r} is no host, such as mail.example.org:25 or unix:/path")
+    protocol, port = found[1] or "smtp", int(found[3] or _SMTP_PORT)
+    if not 0 < port < 65_536 or (protocol == "lmtp" and not found[3]):
+        raise ValueError("LMTP needs a port, and a port is below 65536")
+    return Hop(protocol, found[2], port, tls=tls)
+
+
+def find_hop(domain: str, routes: dict[str, str], smarthost: str) -> Hop:
+    """The hop for a domain: its route, one for all below a domain, "*", the smarthost, MX.
+
+    Raises ValueError for a route that is none.
+    """
+    name = to_ascii(domain.lower()).rstrip(".")
+    known = {to_ascii(each.lower()).rstrip("."): hop for each, hop in routes.items()}
+    labels = name.split(".")
+    keys = [name, *(f".{'.'.join(labels[at:])}" for at in range(1, len(labels))), "*"]
+    for key in keys:
+        if key in known:
+            return parse_hop(known[key])
+    if smarthost:
+        return parse_hop(smarthost)
+    return Hop("smtp", name, is_domain=True)
+
+
+def find_addresses(
+    hop: Hop, own_names: frozenset[str], resolver: Resolver | None = None
+) -> list[tuple[str, Address]] | Outcome:
+    """What to connect to, in order: each with the host's name for TLS."""
+    if hop.path:
+        return [("", (socket.AF_UNIX, hop.path))]
+    literal = pack_literal(hop.host)
+    if literal is not None:
+        return [("", _address(socket.inet_ntop(*literal), hop.port))]
+    if not _NAME.fullmatch(hop.host):
+        return NO_SUCH_DOMAIN
+    if hop.is_domain:
+        return find_exchangers(hop.host, own_names, resolver)
+    try:
+        found = socket.getaddrinfo(hop.host, hop.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return Outcome(451, "4.4.3", f"The name of the next hop {hop.host} is not known now")
+    return [(hop.host, (each[0], each[4])) for each in found[:_MOST_ADDRESSES]]
+
+
+def pack_literal(host: str) -> tuple[int, bytes] | None:
+    """Family and octets of `[address]` or `#number` (RFC 821 4.1.2); None for a name."""
+    packed = None
+    if host.startswith("["):
+        inner = host[1:-1].encode("ascii", "replace")
+        packed = pack_address(inner) or pack_address(b"IPv6:" + inner)
+    elif host.startswith("#"):
+        packed = pack_number(host[1:])
+    if packed is None:
+        return None
+    return (socket.AF_INET if len(packed) == 4 else socket.AF_INET6), packed
+
+
+def _address(address: str, port: int = _SMTP_PORT) -> Address:
+    if ":" in address:
+        return socket.AF_INET6, (address, port, 0, 0)
+    return socket.AF_INET, (address, port)
+
+
+def find_exchangers(
+    domain: str, own_names: frozenset[str], resolver: Resolver | None = None
+) -> list[tuple[str, Address]] | Outcome:
+    """The exchangers of a domain by preference, else its own addresses (RFC 5321 5.1)."""
+    try:
+        from dns import exception
+        from dns import resolver as resolving
+    except ImportError:
+        return NO_RESOLVER
+    try:
+        asked = resolver or resolving.Resolver()
+
+        def ask(name: str, kind: str) -> Answer:
+            return asked.resolve(name, kind, lifetime=_LOOKUP_SECONDS, search=False)
+
+        try:
+            rows = [(each.preference, str(each.exchange)) for each in ask(domain, "MX")]
+        except resolving.NoAnswer:
+            rows = [(0, domain)]
+        if [name for _, name in rows] == ["."]:
+            return NO_MAIL
+        hosts = order(rows, own_names)
+        return _resolve_all(hosts, ask) if hosts else LOOP
+    except resolving.NXDOMAIN:
+        return NO_SUCH_DOMAIN
+    except exception.DNSException:
+        return NO_ANSWER
+
+
+def order(rows: list[tuple[int, str]], own_names: frozenset[str]) -> list[str]:
+    """The hosts by preference, equal ones by lot; from ourselves on none (RFC 5321 5.1)."""
+    named = [(preference, name.rstrip(".").lower()) for preference, name in rows]
+    own = min((each for each, name in named if name in own_names), default=1 << 16)
+    better = [(each, random.random(), name) for each, name in named if each < own]  # noqa: S311
+    return [name for _, _, name in sorted(better)][:_MOST_HOSTS]
+
+
+def _resolve_all(
+    hosts: list[str], ask: Callable[[str, str], Answer]
+) -> list[tuple[str, Address]] | Outcome:
+    from dns import exception
+    from dns import resolver as resolving
+
+    found: list[tuple[str, Address]] = []
+    is_sure = True
+    for host in hosts:
+        for kind in ("A", "AAAA"):
+            try:
+                found += [(host, _address(str(each))) for each in ask(host, kind)]
+            except (resolving.NXDOMAIN, resolving.NoAnswer):
+                continue
+            except exception.DNSException:
+                is_sure = False
+    if found:
+        return found[:_MOST_ADDRESSES]
+    return NO_EXCHANGER if is_sure else NO_ANSWER

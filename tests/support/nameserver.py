@@ -1,0 +1,72 @@
+"""A name server on loopback, with the names that a test gives it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from types import TracebackType
+from typing import Self
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import dns.resolver
+import dns.rrset
+
+
+class NameServer:
+    """Answers from `zone`, (name, type) to texts; SERVFAIL for the `failing` names."""
+
+    def __init__(self, zone: dict[tuple[str, str], list[str]], failing: set[str]) -> None:
+        self._zone = zone
+        self._failing = failing
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        self.resolver = dns.resolver.Resolver(configure=False)
+        self.resolver.nameservers = ["127.0.0.1"]
+        self.resolver.port = self._socket.getsockname()[1]
+        self.resolver.lifetime = 2
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._socket.sendto(b"", self._socket.getsockname())
+        self._thread.join(10)
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while True:
+            octets, client = self._socket.recvfrom(4096)
+            if not octets:
+                return
+            answer = self._answer(dns.message.from_wire(octets))
+            self._socket.sendto(answer.to_wire(), client)
+
+    def _answer(self, query: dns.message.Message) -> dns.message.Message:
+        reply = dns.message.make_response(query)
+        reply.flags |= dns.flags.RA
+        question = query.question[0]
+        name, kind = question.name.to_text(), dns.rdatatype.to_text(question.rdtype)
+        if name in self._failing:
+            reply.set_rcode(dns.rcode.SERVFAIL)
+            return reply
+        for _ in range(3):
+            target = self._zone.get((name, "CNAME"))
+            if target is None:
+                break
+            reply.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", *target))
+            name = target[0]
+        if rows := self._zone.get((name, kind)):
+            reply.answer.append(dns.rrset.from_text(name, 60, "IN", kind, *rows))
+        elif name not in {each for each, _ in self._zone}:
+            reply.set_rcode(dns.rcode.NXDOMAIN)
+        return reply

@@ -1,0 +1,162 @@
+"""Where mail for a domain goes next: routes as they are written, exchangers as the DNS has them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from support.nameserver import NameServer
+
+from mda.model import Outcome
+from mda.outbound.route import (
+    LOOP,
+    Hop,
+    find_addresses,
+    find_exchangers,
+    find_hop,
+    order,
+    parse_hop,
+)
+
+ZONE = {
+    ("two.example.", "MX"): ["20 b.example.", "10 a.example."],
+    ("a.example.", "A"): ["192.0.2.1"],
+    ("b.example.", "A"): ["192.0.2.2"],
+    ("b.example.", "AAAA"): ["2001:db8::2"],
+    ("null.example.", "MX"): ["0 ."],
+    ("plain.example.", "A"): ["192.0.2.7"],
+    ("six.example.", "AAAA"): ["2001:db8::6"],
+    ("alias.example.", "CNAME"): ["two.example."],
+    ("gone.example.", "MX"): ["10 nowhere.example."],
+    ("broken.example.", "MX"): ["10 fails.example."],
+    ("loop.example.", "MX"): ["10 mda.test.", "20 a.example."],
+    ("empty.example.", "TXT"): ['"x"'],
+}
+
+
+@pytest.fixture(scope="module")
+def names() -> Iterator[NameServer]:
+    with NameServer(ZONE, failing={"fails.example.", "servfail.example."}) as server:
+        yield server
+
+
+def places(found: object) -> object:
+    if not isinstance(found, list):
+        assert isinstance(found, Outcome)
+        return f"{found.code} {found.enhanced}"
+    return [(host, address[1][0]) for host, address in found]
+
+
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        (
+            "two.example",
+            [("a.example", "192.0.2.1"), ("b.example", "192.0.2.2"), ("b.example", "2001:db8::2")],
+        ),
+        ("plain.example", [("plain.example", "192.0.2.7")]),
+        ("six.example", [("six.example", "2001:db8::6")]),
+        (
+            "alias.example",
+            [("a.example", "192.0.2.1"), ("b.example", "192.0.2.2"), ("b.example", "2001:db8::2")],
+        ),
+        ("null.example", "556 5.1.10"),
+        ("none.example", "550 5.1.2"),
+        ("empty.example", "550 5.4.4"),
+        ("gone.example", "550 5.4.4"),
+        ("broken.example", "451 4.4.3"),
+        ("servfail.example", "451 4.4.3"),
+        ("loop.example", "554 5.4.6"),
+    ],
+)
+def test_exchangers_are_found(names: NameServer, domain: str, expected: object) -> None:
+    found = find_exchangers(domain, frozenset({"mda.test"}), names.resolver)
+    assert places(found) == expected
+
+
+def test_equal_exchangers_are_taken_by_lot() -> None:
+    rows = [(10, "a."), (10, "b."), (5, "c.")]
+    seen = {tuple(order(rows, frozenset())) for _ in range(200)}
+    assert seen == {("c", "a", "b"), ("c", "b", "a")}
+
+
+def test_only_better_exchangers_than_ourselves_count() -> None:
+    rows = [(10, "a."), (20, "MDA.test."), (30, "b.")]
+    assert order(rows, frozenset({"mda.test"})) == ["a"]
+    assert order(rows[1:], frozenset({"mda.test"})) == []
+    assert LOOP.code == 554
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("mail.example", "smtp:mail.example:25 may"),
+        ("mail.example:587 tls=must", "smtp:mail.example:587 must"),
+        ("smtp:[2001:db8::1]:25 tls=never", "smtp:[2001:db8::1]:25 never"),
+        ("lmtp:127.0.0.1:24", "lmtp:127.0.0.1:24 may"),
+        ("unix:/run/x", "lmtp:/run/x never"),
+        ("smtp+unix:/run/x", "smtp:/run/x never"),
+    ],
+)
+def test_a_hop_is_read(text: str, key: str) -> None:
+    assert parse_hop(text).key == key
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a b", "x:0", "x:99999", "lmtp:x", "unix:x", "x tls=perhaps", "x;y", "smtp:"]
+)
+def test_what_is_no_hop_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_hop(text)
+
+
+@pytest.mark.parametrize(
+    ("domain", "host"),
+    [
+        ("Far.example", "exact"),
+        ("far.example.", "exact"),
+        ("sub.far.example", "below"),
+        ("deep.sub.far.example", "below"),
+        ("b\u00fccher.example", "idn"),
+        ("other.example", "rest"),
+    ],
+)
+def test_the_nearest_route_counts(domain: str, host: str) -> None:
+    routes = {
+        "far.example": "exact",
+        ".far.example": "below",
+        "B\u00dcCHER.example": "idn",
+        "*": "rest",
+    }
+    assert find_hop(domain, routes, "smarthost").host == host
+
+
+def test_without_a_route_the_smarthost_and_then_the_exchangers() -> None:
+    assert find_hop("far.example", {}, "relay:587").key == "smtp:relay:587 may"
+    hop = find_hop("far.example", {}, "")
+    assert (hop.is_domain, hop.host) == (True, "far.example")
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("[192.0.2.9]", "192.0.2.9"),
+        ("[IPv6:2001:db8::9]", "2001:db8::9"),
+        ("#3221225993", "192.0.2.9"),
+    ],
+)
+def test_a_literal_needs_no_names(host: str, address: str) -> None:
+    found = find_addresses(Hop("smtp", host, is_domain=True), frozenset())
+    assert isinstance(found, list)
+    assert [each[1][1][0] for each in found] == [address]  # type: ignore[index]
+
+
+def test_odd_names_are_asked_of_nobody() -> None:
+    for host in ("a b.example", "-x.example", "x\n.example", "a" * 64 + ".example", "x..example"):
+        assert places(find_addresses(Hop("smtp", host, is_domain=True), frozenset())) == "550 5.1.2"
+
+
+def test_a_socket_has_its_path() -> None:
+    found = find_addresses(parse_hop("unix:/run/x"), frozenset())
+    assert found == [("", (socket.AF_UNIX, "/run/x"))]
