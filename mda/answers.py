@@ -11,7 +11,7 @@ import time
 
 from mda import wire
 from mda.config import largest_text
-from mda.delivery.copies import Copies, Message
+from mda.delivery.copies import Copies, Message, digest
 from mda.delivery.deliver import run
 from mda.model import VERBS, Outcome, Target
 from mda.recipients import expand, fullname
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _FOUND = Outcome(250, "2.1.5", "Recipient OK")
 _NO_NAMES = Outcome(550, "5.7.1", "Names are not for this peer")
+_LEADS_ELSEWHERE = Outcome(550, "5.1.1", "The address leads elsewhere by now")
+_NOTHING_FAILED = Outcome(451, "4.3.0", "Nothing that another try could mend")
 _ROWS = Outcome(250, "2.0.0", "Rows")
 _TAKEN = Outcome(250, "2.0.0", "Text")
 _MOST_TARGETS = 20_000  # of one transaction
@@ -44,6 +46,7 @@ class Answers:
         self.terminals = Terminals(config, peer, identities, self.host.is_ours)
         # Of the transaction in hand: what its addresses mean, by number.
         self._targets: list[Target] = []
+        self._asked: list[bytes] = []
         self._numbers: dict[tuple[str, int, str], int] = {}
         self._rows: list[bytes] = []
 
@@ -63,6 +66,8 @@ class Answers:
                 return wire.pack_outcome(_TAKEN), -1
             case [wire.DELIVER, *fields]:
                 return wire.pack_outcome(self._deliver(fields)), -1
+            case [wire.QUEUE, *fields]:
+                return wire.pack_outcome(self._queue(fields)), -1
         raise wire.WireError("unknown request")
 
     def _answer_about_names(self, request: list[bytes]) -> bytes:
@@ -86,19 +91,18 @@ class Answers:
     def _resolve(self, fields: list[bytes]) -> tuple[Outcome, list[bytes]]:
         """The targets of one address, as rows for the session; each has a number here."""
         match fields:
-            case [verb, local_part, size, (b"first" | b"next") as place, origin] if verb in VERBS:
+            case [verb, local_part, size, (b"first" | b"next") as place, origin, only] if (
+                verb in VERBS
+            ):
                 declared = wire.read_number(size, _LARGEST_DECLARED)
             case _:
                 raise wire.WireError("malformed request")
         if place == b"first":
             self._begin()
-        is_handed_over = origin == b"handed-over"
-        targets = expand.expand(
-            self.host,
-            local_part,
-            VERBS[verb],
-            is_final=lambda account: is_handed_over and self._is_final(account),
-        )
+        if only:
+            targets = self._pick(local_part, only)
+        else:
+            targets = self._expand(local_part, verb, is_handed_over=origin == b"handed-over")
         if verb != b"SEND":
             targets = [self._refuse_full(target, declared) for target in targets]
         outcome = judge_targets(targets)
@@ -108,10 +112,34 @@ class Answers:
             return outcome, []
         rows = []
         for target in targets:
-            number = self._number(target)
-            fields = [b"%d" % number, target.forms.encode("ascii"), target.address, target.owner]
-            rows.append(wire.pack(*fields))
+            number = b"%d" % self._number(target, local_part)
+            way = b"away" if target.kind == "remote" else b"here"
+            forms = target.forms.encode("ascii")
+            rows.append(wire.pack(number, forms, target.address, target.owner, way))
         return outcome, rows
+
+    def _expand(self, local_part: bytes, verb: bytes, *, is_handed_over: bool) -> list[Target]:
+        return expand.expand(
+            self.host,
+            local_part,
+            VERBS[verb],
+            is_final=lambda account: is_handed_over and self._is_final(account),
+        )
+
+    def _pick(self, local_part: bytes, only: bytes) -> list[Target]:
+        """The one place that has failed before, as long as the address still leads there."""
+        if not self._peer.is_queue:
+            raise wire.WireError("a place that only the queue may ask for")
+        targets = [
+            target
+            for is_handed_over in (False, True)
+            for target in self._expand(local_part, b"MAIL", is_handed_over=is_handed_over)
+        ]
+        found = [each for each in targets if digest(each).encode("ascii") == only]
+        # What cannot be followed now may lead there again.
+        found += [each for each in targets if each.outcome and each.outcome.is_temporary]
+        found.append(Target("failure", None, address=local_part, outcome=_LEADS_ELSEWHERE))
+        return found[:1]
 
     def _is_final(self, account: Account) -> bool:
         """Is a handed over message for this person to go no further?
@@ -125,6 +153,7 @@ class Answers:
         """A new transaction: nothing that the last one was told is true any more."""
         self.host.forget()
         self._targets.clear()
+        self._asked.clear()
         self._numbers.clear()
         self.copies.begin()
 
@@ -138,12 +167,13 @@ class Answers:
             return target
         return Target("failure", None, address=target.address, outcome=full)
 
-    def _number(self, target: Target) -> int:
+    def _number(self, target: Target, local_part: bytes) -> int:
         """The target's place in the table; one place that is named twice has one."""
         known = self._numbers.get(target.key)
         if known is not None and target.kind != "failure":
             return known
         self._targets.append(target)
+        self._asked.append(local_part)
         self._numbers[target.key] = len(self._targets) - 1
         return len(self._targets) - 1
 
@@ -216,6 +246,26 @@ class Answers:
             lambda: self.copies.mail(target, message),
             lambda: self.terminals.show(target, sender, block),
         )
+
+    def _queue(self, fields: list[bytes]) -> Outcome:
+        """One message into the queue, for targets that leave us and for those that failed."""
+        match fields:
+            case [verb, sender, prefix, (b"utf8" | b"ascii") as charset, *numbers] if (
+                verb in VERBS and numbers
+            ):
+                pass
+            case _:
+                raise wire.WireError("malformed request")
+        items = []
+        for number in numbers:
+            target = self._target(number)
+            places = [target] if target.kind == "remote" else self.copies.failed(target)
+            asked = self._asked[int(number)]
+            items += [(place, asked) for place in places]
+        if not items:
+            return _NOTHING_FAILED
+        message = Message(sender, b"", prefix, 0.0)
+        return self.copies.queue(VERBS[verb], items, message, is_utf8=charset == b"utf8")
 
 
 def judge_targets(targets: list[Target]) -> Outcome:

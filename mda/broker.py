@@ -16,7 +16,7 @@ import resource
 import time
 
 from mda import log, wire
-from mda.config import is_maildir, largest_text, mailbox_folder
+from mda.config import SPOOL_USER, is_maildir, largest_text, mailbox_folder
 from mda.model import Outcome, Peer
 
 TYPE_CHECKING = False
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     Report = Callable[[Account, list[str], Outcome | None], None]
 
 SESSION_USER = "mda-net"
-SPOOL_USER = "mda"
 TEMPORARY_FAILURE = 75
 # How a session ends that an error of ours has ended: nobody was told anything.
 UNFORESEEN = 70
@@ -205,6 +204,21 @@ def drop_for_good(identities: Identities) -> None:
         raise SetupError("the session process did not lose its identity")
 
 
+def become_spool_user() -> None:
+    """Become the owner of the queue, with no way back; raises OSError or SetupError.
+
+    Whoever is not root stays who he is, and finds out what he may do with it.
+    """
+    if os.geteuid() != 0:
+        return
+    uid, gid = _find_ids(SPOOL_USER)
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid):
+        raise SetupError("the queue's process did not lose its identity")
+
+
 def split(config: Config, peer: Peer, load_session: Callable[[], Session]) -> int:
     """Fork into session and broker; returns, in the broker, the session's exit status.
 
@@ -352,6 +366,7 @@ def preload() -> None:
     import psutil  # noqa: F401
 
     from mda import answers  # noqa: F401
+    from mda.outbound import queue  # noqa: F401
     from mda.recipients import listing  # noqa: F401
 
 

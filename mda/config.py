@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 CONFIG_FILE = "/etc/mda/mda.toml"
 RUN_DIRECTORY = "/run/mda"
 SNAPSHOT = RUN_DIRECTORY + "/config"
+# Who owns what waits on disk, and hands us again what has failed here before.
+SPOOL_USER = "mda"
 SMTP_SOCKET = RUN_DIRECTORY + "/smtp.sock"
 LMTP_SOCKET = RUN_DIRECTORY + "/lmtp.sock"
 HOSTS_FILE = "/etc/hosts"
@@ -130,10 +132,27 @@ class TerminalSection(Section):
     keep: int = 131_072
 
 
+class Outbound(Section):
+    """`[outbound]`: mail for other hosts, and what waits in the queue."""
+
+    via: str = "smtp"
+    smarthost: str = ""
+    retry_minutes: int = 5
+    retry_most_minutes: int = 240
+    delay_notice_hours: int = 4
+    give_up_hours: int = 120
+    connections: int = 20
+    connections_per_hop: int = 5
+
+
+class Routes(Section):
+    """`[routes]`: a domain, ".domain" for all below it or "*", and its next hop."""
+
+
 class Config:
     """The whole file, frozen; `SECTIONS` names its tables."""
 
-    __slots__ = ("delivery", "receiver", "recipients", "terminal")
+    __slots__ = ("delivery", "outbound", "receiver", "recipients", "routes", "terminal")
 
     def __init__(self, tables: dict[str, dict[str, Any]] | None = None) -> None:
         tables = tables or {}
@@ -141,6 +160,8 @@ class Config:
         self.recipients = Recipients(tables.get("recipients", {}))
         self.delivery = Delivery(tables.get("delivery", {}))
         self.terminal = TerminalSection(tables.get("terminal", {}))
+        self.outbound = Outbound(tables.get("outbound", {}))
+        self.routes = Routes(tables.get("routes", {}))
 
     def with_values(self, section: str, **values: Any) -> Config:
         """A copy with other values in one section, for a user's own receiver."""
@@ -158,7 +179,11 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "recipients": _defaults(Recipients),
     "delivery": _defaults(Delivery),
     "terminal": _defaults(TerminalSection),
+    "outbound": _defaults(Outbound),
+    "routes": {},
 }
+# Whose keys are names that the administrator chooses; the values are texts.
+OPEN_SECTIONS = ("routes",)
 
 # What a value must be beyond its type: (smallest, largest) for numbers.
 RANGES: dict[str, tuple[int, int]] = {
@@ -188,12 +213,19 @@ RANGES: dict[str, tuple[int, int]] = {
     "terminal.recipient_rate": (1, 10_000),
     "terminal.wait_milliseconds": (0, 5000),
     "terminal.keep": (0, 1 << 24),
+    "outbound.retry_minutes": (1, 1440),
+    "outbound.retry_most_minutes": (1, 10_080),
+    "outbound.delay_notice_hours": (0, 1000),
+    "outbound.give_up_hours": (1, 1000),
+    "outbound.connections": (1, 200),
+    "outbound.connections_per_hop": (1, 200),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "receiver.bare_newlines": ("accept", "reject"),
     "receiver.vrfy": ("local", "networks", "nobody"),
     "terminal.peers": ("local", "loopback", "networks", "all"),
     "terminal.choose": ("newest", "all"),
+    "outbound.via": ("smtp", "sendmail", "nothing"),
 }
 # Others may do nothing with a mailbox, and nobody may run it.
 MAILBOX_MODES = (0o600, 0o620, 0o640, 0o660)
@@ -303,7 +335,7 @@ def _parse(path: str, text: bytes) -> dict[str, dict[str, Any]]:
         if name not in SECTIONS or not isinstance(table, dict):
             _reject(path, text, name, "", f"unknown section{_nearest(name, SECTIONS)}")
         for key in table:
-            if key not in SECTIONS[name]:
+            if name not in OPEN_SECTIONS and key not in SECTIONS[name]:
                 _reject(path, text, name, key, f"unknown key{_nearest(key, SECTIONS[name])}")
     return _check(path, text, document)
 
@@ -331,7 +363,7 @@ def _check(
 def _judge(section: str, key: str, value: object) -> str:
     """What is wrong with a value, "" if nothing is."""
     name = f"{section}.{key}"
-    kind = type(SECTIONS[section][key])
+    kind = type(SECTIONS[section].get(key, ""))
     if type(value) is not kind:
         return f"must be {_KINDS[kind]}, not {_show(value)}"
     if isinstance(value, tuple):
@@ -519,6 +551,11 @@ def mailbox_mode_for(config: Config) -> int:
 def largest_text(config: Config) -> int:
     """The most bytes that a message can have as it is kept: quoting at most doubles it."""
     return 2 * config.receiver.message_size + 1_048_576
+
+
+def queue_directory(config: Config) -> str:
+    """Where messages wait for their next try."""
+    return os.path.join(config.delivery.spool, "queue")
 
 
 def is_maildir(config: Config) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Verb = Literal["MAIL", "SEND", "SOML", "SAML"]
     PeerKind = Literal["unix", "tcp", "stream"]
-    TargetKind = Literal["mailbox", "file", "command", "nothing", "failure"]
+    TargetKind = Literal["mailbox", "file", "command", "nothing", "remote", "failure"]
 
 VERBS: dict[bytes, Verb] = {b"MAIL": "MAIL", b"SEND": "SEND", b"SOML": "SOML", b"SAML": "SAML"}
 TERMINAL_VERBS: tuple[Verb, ...] = ("SEND", "SOML", "SAML")
@@ -126,7 +126,8 @@ class Target:
     """One place that a copy of a message goes to, as the broker found it.
 
     `account` is whose identity is taken for it, and whose terminals they are; `place` the
-    mailbox's or file's path, which ends in a slash if it is a Maildir, or the command;
+    mailbox's or file's path, which ends in a slash if it is a Maildir, the command, or the
+    mailbox on another host (local part without quoting, "@" and domain), which has no account;
     `address` the local part of the Delivered-To line; `owner` the local part of the
     reverse-path that a list puts in the sender's place, or empty. A `failure` has only its
     `outcome`. `forwards` are the targets that take the mailbox's place for a person who
@@ -171,23 +172,26 @@ class Target:
             return "".join(sorted({form for each in self.forwards for form in each.forms}))
         if self.kind in ("mailbox", "file"):
             return "p" if self.place.endswith("/") else "q"
-        return "p" if self.kind == "command" else ""
+        return "p" if self.kind in ("command", "remote") else ""
 
 
 class Copy:
     """What the session knows of a `Target`: its number, and what its copy is made from.
 
-    `width` is the columns of the terminal that would show the message now, or 0 where
-    none would.
+    `is_remote` says that it leaves this host, by the queue. `width` is the columns of the
+    terminal that would show the message now, or 0 where none would.
     """
 
-    __slots__ = ("address", "forms", "number", "owner", "width")
+    __slots__ = ("address", "forms", "is_remote", "number", "owner", "width")
 
-    def __init__(self, number: int, forms: str, address: bytes, owner: bytes) -> None:
+    def __init__(
+        self, number: int, forms: str, address: bytes, owner: bytes, *, is_remote: bool = False
+    ) -> None:
         self.number = number
         self.forms = forms
         self.address = address
         self.owner = owner
+        self.is_remote = is_remote
         self.width = 0
 
 
@@ -231,7 +235,8 @@ class Peer:
     `address` is printable ASCII ("127.0.0.1", "uid 1000", "" for a pipe); `uid` is -1
     where the kernel names none; `user` is the login name of a verified person, else "";
     `is_trusted` marks an MTA of this host (decision 8); `may_use_terminals` says
-    whether its SEND, SOML and SAML reach terminals, `may_ask_names` whether VRFY and EXPN
+    whether its SEND, SOML and SAML reach terminals, `is_queue` that it is our own queue, with
+    what has failed here before; `may_ask_names` whether VRFY and EXPN
     tell it anything, `is_offered_terminals` whether EHLO lists the three verbs: also to
     who stands outside of the networks that may.
     """
@@ -239,6 +244,7 @@ class Peer:
     __slots__ = (
         "address",
         "is_offered_terminals",
+        "is_queue",
         "is_trusted",
         "kind",
         "may_ask_names",
@@ -257,12 +263,14 @@ class Peer:
         may_use_terminals: bool = False,
         may_ask_names: bool = False,
         is_offered_terminals: bool = False,
+        is_queue: bool = False,
     ) -> None:
         self.kind: PeerKind = kind
         self.address = address
         self.uid = uid
         self.user = user
         self.is_trusted = is_trusted
+        self.is_queue = is_queue
         self.may_use_terminals = may_use_terminals
         self.may_ask_names = may_ask_names
         self.is_offered_terminals = is_offered_terminals or may_use_terminals

@@ -26,6 +26,7 @@ PROBE = b"probe"
 SPOOL = b"spool"
 TEXT = b"text"
 DELIVER = b"deliver"
+QUEUE = b"queue"
 WHO = b"who"
 # The only frame that nobody has asked for: the broker ends, and the session should.
 STOP = b"stop"
@@ -130,8 +131,9 @@ def pack_rows(outcome: Outcome, rows: list[bytes], begin: int = 0) -> bytes:
 
 
 def _read_copy(row: bytes) -> Copy:
-    number, forms, address, owner = unpack(row)
-    return Copy(int(number), forms.decode("ascii"), address, owner)
+    number, forms, address, owner, way = unpack(row)
+    is_remote = way == b"away"
+    return Copy(int(number), forms.decode("ascii"), address, owner, is_remote=is_remote)
 
 
 def _read_member(row: bytes) -> tuple[str, str, str]:
@@ -174,13 +176,21 @@ class Broker:
         return outcome, rows
 
     def resolve(
-        self, verb: Verb, local_part: bytes, size: int, *, is_first: bool, is_handed_over: bool
+        self,
+        verb: Verb,
+        local_part: bytes,
+        size: int,
+        *,
+        is_first: bool,
+        is_handed_over: bool,
+        only: bytes = b"",
     ) -> tuple[Outcome, list[Copy]]:
         """The copies that mail for `local_part` means; none unless the outcome is 2xx.
 
         `size` is what the client has declared, in bytes, or 0. `is_first` begins a new
         table of targets, to which their numbers belong; `is_handed_over` says that an MTA
-        has followed aliases and forward files already.
+        has followed aliases and forward files already. `only` is the digest of the one place
+        that the queue asks for, or empty.
         """
         outcome, rows = self._ask_rows(
             RESOLVE,
@@ -189,6 +199,7 @@ class Broker:
             b"%d" % size,
             b"first" if is_first else b"next",
             b"handed-over" if is_handed_over else b"own",
+            only,
         )
         return outcome, [_read_copy(row) for row in rows]
 
@@ -254,6 +265,29 @@ class Broker:
             block,
             b"clipped" if is_clipped else b"whole",
             b"%d" % int(deadline * 1000),
+        )
+        return outcome
+
+    def queue(
+        self,
+        verb: Verb,
+        copies: list[Copy],
+        *,
+        sender: bytes = b"",
+        prefix: bytes = b"",
+        is_utf8: bool = False,
+    ) -> Outcome:
+        """Queue the message for copies that leave this host, or have failed for now.
+
+        `sender` and `prefix` are as for `deliver`.
+        """
+        outcome, _, _ = self._ask(
+            QUEUE,
+            verb.encode("ascii"),
+            sender,
+            prefix,
+            b"utf8" if is_utf8 else b"ascii",
+            *(b"%d" % copy.number for copy in copies),
         )
         return outcome
 

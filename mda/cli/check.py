@@ -23,6 +23,7 @@ from mda.cli.install import (
     SOCKETS,
     SYSTEM_USERS,
     UNIT_DIRECTORY,
+    UNITS,
     InstallError,
     answers,
     check_way_to,
@@ -46,6 +47,8 @@ from mda.config import (
     official_name,
 )
 from mda.delivery.lock import printable
+from mda.outbound.route import parse_hop
+from mda.outbound.runner import SENDMAIL
 from mda.recipients.aliases import INDEX_SUFFIX, is_index_stale
 
 TYPE_CHECKING = False
@@ -98,6 +101,7 @@ def check_host(config_file: str) -> Iterator[Finding]:
     yield from check_mail_spool(config)
     yield from check_mailboxes(config)
     yield from check_own_spool(config)
+    yield from check_outbound(config)
     yield from check_program()
     yield from check_installation()
     yield from check_run_directory()
@@ -246,6 +250,20 @@ def check_mailboxes(config: Config) -> Iterator[Finding]:
         yield Finding("not every mailbox could be looked at", "journalctl -t mda may say why")
 
 
+def check_outbound(config: Config) -> Iterator[Finding]:
+    """The next hops can be understood, and what they need is there."""
+    outbound = config.outbound
+    places = [("outbound.smarthost", outbound.smarthost)] if outbound.smarthost else []
+    places += [(f"routes.{name!r}", place) for name, place in vars(config.routes).items()]
+    for key, place in places:
+        try:
+            parse_hop(place)
+        except ValueError as error:
+            yield Finding(f"{key}: {error}", "correct it; see mda.toml(5)")
+    if outbound.via == "sendmail" and not os.access(SENDMAIL, os.X_OK):
+        yield Finding(f"outbound.via: there is no {SENDMAIL}", 'set it to "smtp", or install one')
+
+
 def check_own_spool(config: Config) -> Iterator[Finding]:
     """The folder where large messages wait: the user mda's alone."""
     if not has_user("mda"):
@@ -303,10 +321,10 @@ def check_run_directory() -> Iterator[Finding]:
 
 
 def check_units() -> Iterator[Finding]:
-    """The sockets are enabled, and systemd has not given up on one."""
+    """Sockets and queue are enabled, and systemd has not given up on one."""
     if not is_booted_by_systemd():
         return
-    for unit in SOCKETS.values():
+    for unit in UNITS:
         if answers("systemctl", "is-failed", "--quiet", unit):
             yield Finding(
                 f"{unit} has failed; journalctl -u {unit} says why",

@@ -81,6 +81,8 @@ def tell(outcome: Outcome) -> str:
 def describe(answers: Answers, config: Config, target: Target) -> Iterator[str]:
     """The lines about one target: where it is, and what would be in the way."""
     account = target.account
+    if target.kind == "remote":
+        yield f"to {lock.printable(target.place)}, by the queue"
     if account is None:
         return  # the trace has said what cannot be followed
     place = lock.printable(target.place)

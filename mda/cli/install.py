@@ -37,6 +37,8 @@ COMMAND = "/usr/local/bin/mda"
 COMMAND_MARK = b"Written by `mda install`"
 MANIFEST = "/var/lib/mda/installed"
 SOCKETS = {"smtp": "mda-smtp.socket", "lmtp": "mda-lmtp.socket"}
+QUEUE_UNITS = ("mda-queue.path", "mda-queue.timer")
+UNITS = (*SOCKETS.values(), *QUEUE_UNITS)
 COMMAND_DROPINS = tuple(
     f"{UNIT_DIRECTORY}/mda-{protocol}@.service.d/commands.conf" for protocol in SOCKETS
 )
@@ -51,6 +53,9 @@ FILES = (
     ("systemd/mda-smtp@.service", f"{UNIT_DIRECTORY}/mda-smtp@.service", 0o644),
     ("systemd/mda-lmtp.socket", f"{UNIT_DIRECTORY}/mda-lmtp.socket", 0o644),
     ("systemd/mda-lmtp@.service", f"{UNIT_DIRECTORY}/mda-lmtp@.service", 0o644),
+    ("systemd/mda-queue.path", f"{UNIT_DIRECTORY}/mda-queue.path", 0o644),
+    ("systemd/mda-queue.timer", f"{UNIT_DIRECTORY}/mda-queue.timer", 0o644),
+    ("systemd/mda-queue.service", f"{UNIT_DIRECTORY}/mda-queue.service", 0o644),
     ("systemd/mda.sysusers", "/etc/sysusers.d/mda.conf", 0o644),
     ("systemd/mda.tmpfiles", "/etc/tmpfiles.d/mda.conf", 0o644),
     ("systemd/mda.sh", COMMAND, 0o755),
@@ -501,13 +506,14 @@ def is_booted_by_systemd() -> bool:
 
 
 def activate(changed: list[str], *, start: bool) -> None:
-    """Enable the sockets, and start them if asked to."""
-    units = list(SOCKETS.values())
+    """Enable the sockets and what runs the queue, and start them if asked to."""
+    units = list(UNITS)
     if not is_booted_by_systemd():
         if shutil.which("systemctl"):
             run("systemctl", "enable", *units)
         click.echo("systemd does not run here; for inetd.conf:")
         click.echo(f"smtp stream tcp nowait root {COMMAND} mda receive")
+        click.echo(f"for the crontab of root: * * * * * {COMMAND} queue run")
         return
     if any(path.startswith(UNIT_DIRECTORY) for path in changed):
         run("systemctl", "daemon-reload")
@@ -521,7 +527,7 @@ def activate(changed: list[str], *, start: bool) -> None:
 
 
 def activate_socket(unit: str, *, is_changed: bool, start: bool) -> None:
-    """Start a socket, or start it anew if it was changed: its connections go on."""
+    """Start a socket, path or timer, or start it anew if it was changed: what it began goes on."""
     is_active = answers("systemctl", "is-active", "--quiet", unit)
     if not start:
         if not is_active or is_changed:

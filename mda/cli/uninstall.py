@@ -21,6 +21,7 @@ from mda.cli.install import (
     MANIFEST,
     SOCKETS,
     SYSTEM_USERS,
+    UNITS,
     InstallError,
     answers,
     has_user,
@@ -32,7 +33,8 @@ from mda.cli.install import (
     require_root,
     run,
 )
-from mda.config import CONFIG_FILE, RUN_DIRECTORY, Config
+from mda.config import CONFIG_FILE, RUN_DIRECTORY, Config, queue_directory
+from mda.outbound.queue import FOLDERS, list_names
 
 
 @click.command("uninstall")
@@ -77,12 +79,15 @@ def stop_units() -> None:
     """Close the sockets and let the deliveries in hand end."""
     if not shutil.which("systemctl"):
         return
-    units = list(SOCKETS.values())
     if is_booted_by_systemd():
-        run("systemctl", "stop", *units)
-        run("systemctl", "stop", *(unit.replace(".socket", "@*.service") for unit in units))
-        click.echo(f"stopped {' and '.join(units)}")
-    run("systemctl", "disable", *units)
+        run("systemctl", "stop", *UNITS, "mda-queue.service")
+        run(
+            "systemctl",
+            "stop",
+            *(each.replace(".socket", "@*.service") for each in SOCKETS.values()),
+        )
+        click.echo(f"stopped {', '.join(UNITS)}")
+    run("systemctl", "disable", *UNITS)
 
 
 def remove_directories() -> bool:
@@ -93,12 +98,19 @@ def remove_directories() -> bool:
     spool = Config().delivery.spool
     if not os.path.isdir(spool):
         return True
+    remove_empty_queue(queue_directory(Config()))
     if os.listdir(spool):
         click.echo(f"{spool} and the user mda stay: mail is waiting there")
         return False
     os.rmdir(spool)
     click.echo(f"removed {spool}")
     return True
+
+
+def remove_empty_queue(directory: str) -> None:
+    """Remove the queue, unless something waits in it."""
+    if not any(True for folder in FOLDERS for _ in list_names(directory, folder)):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def remove_users() -> None:

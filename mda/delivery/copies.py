@@ -7,20 +7,24 @@ own before it. Each step is taken under the identity of whoever the place belong
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # `signal` loads enum, for 6 ms
+import errno
 import fcntl
+import itertools
 import os
 import time
 
 from mda import log, wire
-from mda.config import mailbox_mode_for, official_name
+from mda.config import mailbox_mode_for, official_name, queue_directory
 from mda.delivery import command, maildir, mbox, quota
 from mda.model import Outcome, classify_os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mda.broker import Identities
     from mda.config import Config
-    from mda.model import Account, Target
+    from mda.model import Account, Target, Verb
 
 _NO_TIME = Outcome(451, "4.3.0", "No time is left for one more command of this message")
 _SHORTEST_RUN = 1  # second
@@ -110,8 +114,55 @@ class Copies:
             self._mailed[target.key] = self._mail_now(target, message)
         return self._mailed[target.key]
 
+    def queue(
+        self,
+        verb: Verb,
+        items: list[tuple[Target, bytes]],
+        message: Message,
+        *,
+        is_utf8: bool = False,
+    ) -> Outcome:
+        """Let the message wait on disk for targets that leave this host, or failed for now.
+
+        With each target comes the local part that was asked for.
+        """
+        from mda.outbound import queue  # needs json, which mail for this host never does
+
+        addressees = []
+        for target, asked in items:
+            local_part, _, domain = target.place.rpartition("@")
+            if target.kind == "remote":
+                addressees.append(queue.Addressee(os.fsencode(local_part), os.fsencode(domain)))
+            else:
+                addressees.append(queue.Addressee(asked, b"", digest(target)))
+        form = b"p" if b"p" in self._texts else b"q"
+        fd, size = self._text(form)
+        envelope = queue.Envelope(
+            verb, message.sender, addressees, form=form.decode("ascii"), is_utf8=is_utf8
+        )
+        pieces = itertools.chain([header_of(message.prefix)], read_at(fd, size))
+        try:
+            with self._identities.as_spool_user():
+                name = queue.put(queue_directory(self._config), envelope, pieces)
+        except OSError as error:
+            return classify_os_error(error, "queueing the message")
+        log.write("queued", queue=name, sender=message.sender, recipients=len(addressees))
+        return Outcome(250, "2.0.0", f"Queued as {name}")
+
+    def failed(self, target: Target) -> list[Target]:
+        """Of a target's places those that have failed for now, and may be tried again."""
+        places = target.forwards or [target]
+        outcomes = [(each, self._mailed.get(each.key)) for each in places]
+        return [
+            each
+            for each, outcome in outcomes
+            if each.kind != "failure" and outcome and outcome.is_temporary
+        ]
+
     def _mail_now(self, target: Target, message: Message) -> Outcome:
         account = target.account
+        if target.kind == "remote":
+            return self.queue("MAIL", [(target, b"")], message)
         if account is None:
             return target.outcome or Outcome(451, "4.3.0", "Nowhere to go")
         if target.kind == "nothing":
@@ -225,6 +276,33 @@ class Copies:
             except ProcessLookupError:
                 log.write("lost", user=account.user)
         os.waitpid(pid, 0)
+
+
+def digest(target: Target) -> str:
+    """What the queue calls a place of this host: it is the same as long as the place is."""
+    import hashlib
+
+    return hashlib.blake2b(repr(target.key).encode(), digest_size=16).hexdigest()
+
+
+def header_of(prefix: bytes) -> bytes:
+    """What of the lines before a text goes with it into the queue.
+
+    Not the From_ line and the Return-Path, which only a final delivery adds (RFC 821 4.1.1).
+    """
+    lines = prefix.split(b"\n")[1:]
+    return b"\n".join(line for line in lines if not line.startswith(b"Return-Path:"))
+
+
+def read_at(fd: int, size: int) -> Iterator[bytes]:
+    """The `size` octets of a text, in pieces; raises OSError."""
+    at = 0
+    while at < size:
+        piece = os.pread(fd, min(size - at, 1 << 16), at)
+        if not piece:
+            raise OSError(errno.EIO, "the text has become shorter")
+        yield piece
+        at += len(piece)
 
 
 def _is_sealed(fd: int) -> bool:

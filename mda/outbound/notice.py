@@ -21,24 +21,31 @@ _LONGEST = 320  # characters of an address
 
 
 def compose(
-    name: str, to: bytes, failures: list[tuple[bytes, Outcome]], head: bytes, when: float
+    name: str,
+    to: bytes,
+    failures: list[tuple[bytes, Outcome]],
+    head: bytes,
+    when: float,
+    *,
+    is_delay: bool = False,
 ) -> bytes:
     """The notice to `to` that mail could not be delivered, with LF line ends, all ASCII.
 
     `name` is our official one, `failures` the addresses and what each was told (the first
     hundred are named), `head` the beginning of the message, `when` seconds since the epoch.
+    With `is_delay` nothing is lost yet, and it is tried further.
     """
     failures = failures[:_MOST_FAILURES]
     report = MIMEMultipart("report", report_type="delivery-status")
     report["From"] = f"Mail Delivery System <MAILER-DAEMON@{name}>"
     report["To"] = f"<{spell(to)}>"
-    report["Subject"] = "Undeliverable mail"
+    report["Subject"] = "Delayed mail" if is_delay else "Undeliverable mail"
     report["Date"] = format_date(when)
     report["Message-ID"] = make_msgid(domain=name)
     report["Auto-Submitted"] = "auto-replied"
-    report.attach(MIMEText(_explain(name, failures), "plain", "us-ascii"))
+    report.attach(MIMEText(_explain(name, failures, is_delay=is_delay), "plain", "us-ascii"))
     status = MIMEBase("message", "delivery-status")
-    status.set_payload(list(_list_status(name, failures, when)))
+    status.set_payload(list(_list_status(name, failures, when, is_delay=is_delay)))
     report.attach(status)
     header = MIMEBase("text", "rfc822-headers")
     header.set_payload(_header_of(head))
@@ -46,11 +53,14 @@ def compose(
     return report.as_bytes()
 
 
-def _explain(name: str, failures: list[tuple[bytes, Outcome]]) -> str:
+def _explain(name: str, failures: list[tuple[bytes, Outcome]], *, is_delay: bool) -> str:
     lines = [
         f"This is the mail system of {name}.",
         "",
-        "Your message could not be delivered to these recipients; the others have it.",
+        "Your message has not been delivered yet to these recipients. It is tried further, and"
+        if is_delay
+        else "Your message could not be delivered to these recipients; the others have it.",
+        *(["you need not send it again."] if is_delay else []),
         "",
     ]
     for address, outcome in failures:
@@ -59,7 +69,7 @@ def _explain(name: str, failures: list[tuple[bytes, Outcome]]) -> str:
 
 
 def _list_status(
-    name: str, failures: list[tuple[bytes, Outcome]], when: float
+    name: str, failures: list[tuple[bytes, Outcome]], when: float, *, is_delay: bool
 ) -> Iterator[Message]:
     """The blocks of fields: of the message first, then of each recipient (RFC 3464 2.1)."""
     block = Message()
@@ -70,7 +80,7 @@ def _list_status(
         block = Message()
         kind = "rfc822" if address.isascii() else "utf-8"
         block["Final-Recipient"] = f"{kind}; {spell(address)}"
-        block["Action"] = "failed"
+        block["Action"] = "delayed" if is_delay else "failed"
         block["Status"] = outcome.enhanced
         block["Diagnostic-Code"] = f"smtp; {outcome.code} {outcome.enhanced} {outcome.text}"
         yield block

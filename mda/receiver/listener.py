@@ -245,13 +245,13 @@ def _be_session(
 def pack_peer(peer: Peer, is_lmtp: bool) -> bytes:
     """The peer as the master has read it, for the nursery."""
     names, is_offered = peer.may_ask_names, peer.is_offered_terminals
-    rights = (peer.is_trusted, peer.may_use_terminals, names, is_offered)
+    rights = (peer.is_trusted, peer.may_use_terminals, names, is_offered, peer.is_queue)
     return wire.pack(
         peer.kind.encode(),
         peer.address.encode(),
         b"%d" % peer.uid,
         os.fsencode(peer.user),
-        b"%d%d%d%d" % rights,
+        b"%d%d%d%d%d" % rights,
         b"lmtp" if is_lmtp else b"smtp",
     )
 

@@ -7,6 +7,7 @@ import os
 import pwd
 import sys
 
+from mda.config import SPOOL_USER
 from mda.model import Peer
 
 TYPE_CHECKING = False
@@ -69,7 +70,8 @@ def local_peer(uid: int, config: Config) -> Peer:
     terminals, where the configuration lets local peers.
     """
     user = _name_of(uid)
-    is_trusted = bool(user) and user in config.receiver.trusted_users
+    is_queue = user == SPOOL_USER
+    is_trusted = is_queue or (bool(user) and user in config.receiver.trusted_users)
     is_in_range = config.recipients.uid_min <= uid <= config.recipients.uid_max
     is_person = is_in_range or uid == os.geteuid()
     is_person = is_person and uid not in (_ROOT, _NOBODY) and not is_trusted
@@ -81,6 +83,7 @@ def local_peer(uid: int, config: Config) -> Peer:
         is_trusted,
         _may_use_terminals("local", config) and (is_person or uid == _ROOT),
         _may_ask_names("", config),
+        is_queue=is_queue,
     )
 
 

@@ -80,12 +80,13 @@ class Opening:
 
 
 class Addressing:
-    """RCPT: asks for an answer."""
+    """RCPT: asks for an answer; `place` is the one that our own queue asks for, or empty."""
 
-    __slots__ = ("path",)
+    __slots__ = ("path", "place")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, place: bytes = b"") -> None:
         self.path = path
+        self.place = place
 
 
 class Text:
@@ -131,7 +132,8 @@ class Protocol:
     """One session. `settle` answers every event that asks.
 
     `name` is our official one, `limits` the `[receiver]` table; the others say what this
-    peer is served: LMTP in place of SMTP, SEND and its like, EXPN, XWHO.
+    peer is served: LMTP in place of SMTP, SEND and its like, EXPN, XWHO, and RCPT's private
+    parameter XPLACE, by which the queue names what has failed here before.
     """
 
     def __init__(
@@ -143,12 +145,14 @@ class Protocol:
         offers_terminals: bool,
         offers_names: bool,
         offers_who: bool,
+        offers_places: bool = False,
     ) -> None:
         self._name = name
         self._limits = limits
         self._is_lmtp = is_lmtp
         self._offers_names = offers_names
         self._offers_who = offers_who
+        self._offers_places = offers_places
         hidden = {b"HELO", b"EHLO"} if is_lmtp else {b"LHLO"}
         if not offers_terminals:
             hidden |= {verb.encode() for verb in TERMINAL_VERBS}
@@ -328,13 +332,14 @@ class Protocol:
         if not isinstance(parsed, tuple):
             return Say(parsed)
         path, parameters = parsed
+        place = parameters.pop(b"XPLACE", b"") if self._offers_places else b""
         if not path.text:
             return Say(replies.BAD_FORWARD_PATH)
         if parameters:
             return Say(replies.UNKNOWN_PARAMETER)
         if not self._is_utf8 and not path.text.isascii():
             return Say(replies.NEEDS_SMTPUTF8)
-        return Addressing(path)
+        return Addressing(path, place)
 
     def _start_text(self, _verb: bytes, _argument: bytes) -> Event:
         if self.stage != ADDRESSED:

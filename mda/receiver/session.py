@@ -210,6 +210,7 @@ class Session:
             offers_terminals=peer.is_offered_terminals,
             offers_names=peer.may_ask_names,
             offers_who=peer.kind == "unix",
+            offers_places=peer.is_queue,
         )
         self._domains = Domains(config, takes_any=is_lmtp or peer.is_trusted)
         self._transaction = Transaction(broker, config, peer, self._domains, is_lmtp=is_lmtp)
@@ -278,7 +279,7 @@ class Session:
                     asked.verb, asked.path, asked.size, is_utf8=asked.is_utf8
                 )
             case Addressing():
-                return self._transaction.address(asked.path)
+                return self._transaction.address(asked.path, asked.place)
             case Verifying():
                 self._junk_left -= 1
                 is_list = asked.is_list

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_TEXT = 400  # of a reply that says what happened to many
+_MOST_QUEUED = 2000  # copies that one request of the queue names
 
 
 class Transaction:
@@ -53,6 +54,7 @@ class Transaction:
         self._text: TextStore | None = None
         self._identity = ""
         self._is_full = False
+        self._is_lmtp = is_lmtp
         self.helo = ""
         self.protocol = "LMTP" if is_lmtp else "SMTP"
 
@@ -73,8 +75,11 @@ class Transaction:
             raise RuntimeError("no transaction is open")
         return self._envelope
 
-    def address(self, path: Path) -> Reply:
-        """RCPT: accept one more recipient, or say why not."""
+    def address(self, path: Path, place: bytes = b"") -> Reply:
+        """RCPT: accept one more recipient, or say why not.
+
+        `place` is the one that the queue asks for, or empty.
+        """
         envelope = self._open_envelope
         if len(envelope.recipients) >= self._config.receiver.recipients:
             if self._is_full:
@@ -88,12 +93,14 @@ class Transaction:
             path.local_part,
             envelope.size,
             is_first=not envelope.recipients,
-            is_handed_over=self._config.recipients.mta_expands and self._domains.takes_any,
+            is_handed_over=self._is_handed_over,
+            only=place,
         )
         recipient = Recipient(path, copies)
         if outcome.is_done and envelope.verb in TERMINAL_VERBS:
             outcome = self._probe(envelope, recipient)
-        reply = replies.of_outcome(outcome, subject(path))
+        is_elsewhere = outcome.code == 251
+        reply = replies.of_outcome(outcome, "" if is_elsewhere else subject(path))
         if not reply.is_accepted:
             self._refuse(envelope, reply, to=path.text)
             # What is wrong with a file of a user's is for this host to know.
@@ -101,6 +108,12 @@ class Transaction:
             return replies.WAITS_FOR_A_MEND if is_stranger else reply
         envelope.recipients.append(recipient)
         return reply
+
+    @property
+    def _is_handed_over(self) -> bool:
+        """Has an MTA followed aliases and forward files already?"""
+        from_mta = self._domains.takes_any and not self._peer.is_queue
+        return from_mta and self._config.recipients.mta_expands
 
     def _probe(self, envelope: Envelope, recipient: Recipient) -> Outcome:
         """Ask for a terminal now; RFC 821 3.4 lets only SEND fail by it.
@@ -154,17 +167,96 @@ class Transaction:
         if not text.error:
             text.offer()
         deadline = time.monotonic() + self._config.delivery.lock_seconds
-        served: dict[int, Outcome] = {}
+        served = self._send_on(text)
         held: list[tuple[Recipient, Members]] = []
         for recipient in envelope.recipients:
             members = self._serve(recipient, text, deadline, served)
-            # A notice is a transaction of its own, and waits until this one is over.
-            if held or is_partial(members):
+            # What else is to be done for some waits until everybody has been served.
+            if held or not self._is_lmtp or is_mixed(members):
                 held.append((recipient, members))
             else:
                 yield recipient, merge(members)
+        for group in [[each] for each in held] if self._is_lmtp else [held]:
+            self._keep_failed(group, served, text)
         for recipient, members in held:
+            members = [(copy, served[copy.number]) for copy, _ in members]
             yield recipient, self._settle(members, text)
+
+    def _send_on(self, text: TextStore) -> dict[int, Outcome]:
+        """Queue the copies that leave this host; the outcome of each, by its number.
+
+        Those of one sender and one forwarding address go in one message.
+        """
+        served: dict[int, Outcome] = {}
+        groups: dict[tuple[bytes, bytes], dict[int, Copy]] = {}
+        for recipient in self._open_envelope.recipients:
+            for copy in recipient.copies:
+                if copy.is_remote:
+                    key = (self._sender(copy), copy.address)
+                    groups.setdefault(key, {})[copy.number] = copy
+        for group in groups.values():
+            copies = list(group.values())
+            address = self._address_of(copies[0])
+            before = text.has_been_at(address)
+            looped = replies.to_outcome(replies.DELIVERED_BEFORE) if before else None
+            outcome = text.error or looped or self._queue(copies, address)
+            served.update(dict.fromkeys(group, outcome))
+        for recipient in self._open_envelope.recipients:
+            for copy in recipient.copies:
+                if copy.is_remote:
+                    self._log(self._open_envelope, recipient, copy, served[copy.number])
+        return served
+
+    def _keep_failed(
+        self,
+        group: list[tuple[Recipient, Members]],
+        served: dict[int, Outcome],
+        text: TextStore,
+    ) -> None:
+        """Queue what failed for now where others have the message already (decision 3).
+
+        SEND is for now or not at all.
+        """
+        copies = {copy.number: copy for _, members in group for copy, _ in members}
+        is_served = any(served[number].is_done for number in copies)
+        if self._open_envelope.verb == "SEND" or text.error or not is_served:
+            return
+        by_sender: dict[bytes, list[Copy]] = {}
+        for number, copy in copies.items():
+            if served[number].is_temporary and not copy.is_remote:
+                by_sender.setdefault(self._sender(copy), []).append(copy)
+        for failed in by_sender.values():
+            outcome = self._queue(failed, b"")
+            if outcome.is_done:
+                served.update(dict.fromkeys((copy.number for copy in failed), outcome))
+
+    def _queue(self, copies: list[Copy], address: bytes) -> Outcome:
+        """Let the message wait for copies with one sender; `address` is for Delivered-To."""
+        envelope = self._open_envelope
+        sender = self._sender(copies[0])
+        prefix = b"".join(
+            (
+                from_line(sender, time.time()),
+                delivered_to(address) if address else b"",
+                self._stamp(None),
+            )
+        )
+        outcome = Outcome(250, "2.0.0", "OK")
+        for at in range(0, len(copies), _MOST_QUEUED):
+            outcome = self._broker.queue(
+                envelope.verb,
+                copies[at : at + _MOST_QUEUED],
+                sender=sender,
+                prefix=prefix,
+                is_utf8=envelope.is_utf8,
+            )
+            if not outcome.is_done:
+                return outcome
+        return outcome
+
+    def _address_of(self, copy: Copy) -> bytes:
+        """What the Delivered-To line of a copy names."""
+        return b"%b@%b" % (copy.address, self._name.encode())
 
     def _serve(
         self, recipient: Recipient, text: TextStore, deadline: float, served: dict[int, Outcome]
@@ -240,7 +332,7 @@ class Transaction:
         self, recipient: Recipient, copy: Copy, text: TextStore, deadline: float
     ) -> Outcome:
         envelope = self._open_envelope
-        address = b"%b@%b" % (copy.address, self._name.encode())
+        address = self._address_of(copy)
         if text.has_been_at(address):
             return replies.to_outcome(replies.DELIVERED_BEFORE)
         block, is_clipped = b"", False
@@ -274,16 +366,20 @@ class Transaction:
                 return_path(sender),
                 original_to(recipient.path.text) if recipient.path.domain else b"",
                 delivered_to(address),
-                received(
-                    self.helo,
-                    peer_text(self._peer),
-                    self._name,
-                    name_protocol(self.protocol, envelope.is_utf8),
-                    self._identity,
-                    sole.path.text.decode("utf-8", "replace") if sole else None,
-                    now,
-                ),
+                self._stamp(sole),
             )
+        )
+
+    def _stamp(self, sole: Recipient | None) -> bytes:
+        """The time stamp line; only a sole recipient is named in it (RFC 5321 7.2)."""
+        return received(
+            self.helo,
+            peer_text(self._peer),
+            self._name,
+            name_protocol(self.protocol, self._open_envelope.is_utf8),
+            self._identity,
+            sole.path.text.decode("utf-8", "replace") if sole else None,
+            time.time(),
         )
 
     def _render(self, envelope: Envelope, copy: Copy, text: TextStore) -> tuple[bytes, bool]:
@@ -338,6 +434,11 @@ def is_partial(members: Members) -> bool:
     """Are some served and the others refused for good, so that nothing is left to be done?"""
     failed = [outcome for _, outcome in members if not outcome.is_done]
     return 0 < len(failed) < len(members) and not any(each.is_temporary for each in failed)
+
+
+def is_mixed(members: Members) -> bool:
+    """Are some served and others not?"""
+    return 0 < sum(outcome.is_done for _, outcome in members) < len(members)
 
 
 def merge(members: Members) -> Outcome:

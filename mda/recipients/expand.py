@@ -396,7 +396,7 @@ class _Walk:
     def _follow(self, destination: Destination, origin: _Origin) -> None:
         match destination.kind:
             case "mailbox" if destination.domain and not self._host.is_ours(destination.domain):
-                self.fail(_REMOTE, b"%b@%b" % (destination.text, destination.domain), origin.owner)
+                self._follow_remote(destination, origin)
             case "mailbox" if destination.is_final:
                 self._follow_final(destination.text, origin)
             case "mailbox":
@@ -405,6 +405,16 @@ class _Walk:
                 self._follow_include(destination.text, origin)
             case "file" | "command":
                 self._follow_place(destination, origin)
+
+    def _follow_remote(self, destination: Destination, origin: _Origin) -> None:
+        """A mailbox on another host, to which the queue takes the mail."""
+        address = b"%b@%b" % (destination.text, destination.domain)
+        if self._host.config.outbound.via == "nothing":
+            self.fail(_REMOTE, address, origin.owner)
+            return
+        self.note(f"{_shown(address)} is a mailbox on another host")
+        place = os.fsdecode(address)
+        self.add(Target("remote", None, place, address=origin.address, owner=origin.owner))
 
     def _follow_final(self, name: bytes, origin: _Origin) -> None:
         """`\\name`: the account, and nothing that steers its mail."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -213,9 +214,10 @@ class Sandbox:
         return path.read_bytes() if path.exists() else None
 
     def clear_mail(self) -> None:
-        """Empty the spool."""
+        """Empty the spool and the queue."""
         for path in (self.root / "mail").iterdir():
             path.unlink()
+        shutil.rmtree(self.root / "spool/mda/queue", ignore_errors=True)
 
     def configure(self, text: str) -> str:
         """Write a configuration and return its path inside."""

@@ -61,7 +61,19 @@ BROKER_COLUMN = [
     "terminal.consent",
     "terminal.rates",
     "terminal.record",
+    "outbound.queue",
 ]
+# The run of the queue, a process of its own; of the session's column it uses what reads and
+# writes paths and notices.
+QUEUE_COLUMN = [
+    "outbound.runner",
+    "outbound.route",
+    "outbound.sender",
+    "outbound.dialogue",
+    "outbound.text",
+    "outbound.queue",
+]
+QUEUE_USES = {"outbound.notice", "receiver.domains", "receiver.grammar"}
 # Where a process begins, before it is session or broker.
 ENTRIES = ["receiver.inetd", "receiver.listener", "receiver.admission", "receiver.peer"]
 
@@ -112,17 +124,19 @@ def imports_of(tree: ast.Module) -> set[str]:
 
 
 def test_every_file_has_its_place() -> None:
-    placed = {*VOCABULARY, *SESSION_COLUMN, *BROKER_COLUMN, *ENTRIES, "__main__"}
+    placed = {*VOCABULARY, *SESSION_COLUMN, *BROKER_COLUMN, *QUEUE_COLUMN, *ENTRIES, "__main__"}
     assert {name for name in files() if not name.startswith("cli.")} == placed
 
 
-@pytest.mark.parametrize("column", [SESSION_COLUMN, BROKER_COLUMN, VOCABULARY])
+@pytest.mark.parametrize("column", [SESSION_COLUMN, BROKER_COLUMN, QUEUE_COLUMN, VOCABULARY])
 def test_imports_point_right_and_down(column: list[str]) -> None:
     trees = files()
     for place, name in enumerate(column):
         allowed = {*column[place + 1 :], *VOCABULARY}
         if name == "receiver.submission":
             allowed.add("receiver.peer")
+        if column is QUEUE_COLUMN:
+            allowed |= QUEUE_USES
         if column is VOCABULARY:
             allowed = set(VOCABULARY) - {name}
         assert imports_of(trees[name]) <= allowed, name
@@ -136,7 +150,8 @@ def test_the_vocabulary_imports_nothing_in_a_circle() -> None:
 
 def test_only_the_entries_and_the_commands_know_both_columns() -> None:
     for name, tree in files().items():
-        if name in ENTRIES or name.startswith("cli.") or name == "__main__":
+        is_outside = name in ENTRIES or name in QUEUE_COLUMN
+        if is_outside or name.startswith("cli.") or name == "__main__":
             continue
         found = imports_of(tree)
         crosses = found & set(SESSION_COLUMN) and found & set(BROKER_COLUMN)

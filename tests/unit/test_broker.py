@@ -98,7 +98,7 @@ class Brokered:
 
     def resolve(self, name: bytes, verb: bytes = b"MAIL") -> bytes:
         """The outcome of the first RCPT of a transaction."""
-        return self.outcome(wire.RESOLVE, verb, name, b"0", b"first", b"own")
+        return self.outcome(wire.RESOLVE, verb, name, b"0", b"first", b"own", b"")
 
     def offer(self, fd: int, form: bytes = b"q") -> None:
         assert self.outcome(wire.TEXT, form, b"%d" % len(TEXT), fd=fd) == b"250 2.0.0"
@@ -221,6 +221,7 @@ def resolving(**other: bytes) -> list[bytes]:
         "size": b"0",
         "place": b"next",
         "origin": b"own",
+        "only": b"",
     }
     return list({**fields, **other}.values())
 

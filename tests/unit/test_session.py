@@ -68,7 +68,7 @@ class Talk:
         """Answer the question of a RCPT: a person with a mailbox."""
         request = self.asked()
         assert (request[0], request[2]) == (wire.RESOLVE, user)
-        row = wire.pack(b"%d" % number, b"q", user, b"")
+        row = wire.pack(b"%d" % number, b"q", user, b"", b"here")
         wire.send_frame(self.link, wire.pack_rows(Outcome(250, "2.1.5", "ok"), [row]))
 
     def take_text(self) -> None:

@@ -76,7 +76,14 @@ class Broker:
         self.deliveries: list[Delivery] = []
 
     def resolve(
-        self, verb: Verb, local_part: bytes, size: int, *, is_first: bool, is_handed_over: bool
+        self,
+        verb: Verb,
+        local_part: bytes,
+        size: int,
+        *,
+        is_first: bool,
+        is_handed_over: bool,
+        only: bytes = b"",
     ) -> tuple[Outcome, list[Copy]]:
         self.resolved.append((local_part, size, is_first, is_handed_over))
         if local_part in self.unknown:

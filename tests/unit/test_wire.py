@@ -100,15 +100,15 @@ def test_each_request_reaches_the_broker_whole(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     done = Outcome(250, "2.1.5", "ok")
-    row = wire.pack(b"3", b"q", b"alice+lists", b"owner-staff")
+    row = wire.pack(b"3", b"q", b"alice+lists", b"owner-staff", b"away")
     result, asked = answered(pair, resolve_alice, wire.pack_rows(done, [row]))
     assert isinstance(result, tuple)
     (copy,) = result[1]
     assert (result[0], asked) == (
         done,
-        [wire.RESOLVE, b"SAML", b"Alice", b"70000", b"first", b"own"],
+        [wire.RESOLVE, b"SAML", b"Alice", b"70000", b"first", b"own", b""],
     )
-    assert (copy.number, copy.forms) == (3, "q")
+    assert (copy.number, copy.forms, copy.is_remote) == (3, "q", True)
     assert (copy.address, copy.owner, copy.width) == (b"alice+lists", b"owner-staff", 0)
     person = wire.pack_outcome(done, b"alice", "Alicë".encode())
     assert answered(pair, lambda b: b.verify(b"Alice", may_be_full_name=True), person) == (
@@ -143,6 +143,14 @@ def test_each_request_reaches_the_broker_whole(
         [wire.DELIVER, b"SAML", b"3", b"s", b"r", b"From x\n", b"hi", b"whole", b"1500"],
     )
 
+    def queue(broker: wire.Broker) -> Outcome:
+        return broker.queue("SOML", [copy, copy], sender=b"s", prefix=b"From x\n", is_utf8=True)
+
+    assert answered(pair, queue, wire.pack_outcome(done)) == (
+        done,
+        [wire.QUEUE, b"SOML", b"s", b"From x\n", b"utf8", b"3", b"3"],
+    )
+
 
 def resolve_alice(broker: wire.Broker) -> tuple[Outcome, list[Copy]]:
     return broker.resolve("SAML", b"Alice", 70_000, is_first=True, is_handed_over=False)
@@ -152,7 +160,7 @@ def test_rows_that_do_not_fit_in_one_frame_come_in_several(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     done = Outcome(250, "2.0.0", "rows")
-    rows = [wire.pack(b"%d" % n, b"q", b"x" * 300, b"") for n in range(1000)]
+    rows = [wire.pack(b"%d" % n, b"q", b"x" * 300, b"", b"here") for n in range(1000)]
     asked: list[bytes] = []
 
     def serve() -> None:

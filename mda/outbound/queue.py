@@ -1,0 +1,328 @@
+"""Messages that wait on disk: for another host, or for a mailbox that failed for now.
+
+Below the spool directory stand `new`, `wait` and `held`, a file a message: a line of JSON
+with the envelope, then the text as it goes out, LF line ends. `log` has for each message
+what became of its recipients, a line of JSON a step, only ever added to. A message is
+written in `part`, and renamed into `new` once it is on disk: it is there whole or not at
+all. In `wait` the time of a file's last change is that of its next try. All of it belongs
+to the user `mda`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from mda.model import Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+FOLDERS = ("new", "wait", "held")
+_LOG = "log"
+_PART = "part"
+_OLDEST_PART = 86_400  # seconds
+_LARGEST_ENVELOPE = 16 << 20
+_LARGEST_LOG = 64 << 20
+_PIECE = 1 << 16
+
+
+class Addressee:
+    """One recipient of a message that waits.
+
+    `domain` is empty for one of this host, whose `place` is then the digest of the target
+    that failed. `outcome` is the last try's, or None.
+    """
+
+    __slots__ = ("domain", "is_told", "local_part", "outcome", "place")
+
+    def __init__(self, local_part: bytes, domain: bytes, place: str = "") -> None:
+        self.local_part = local_part
+        self.domain = domain
+        self.place = place
+        self.outcome: Outcome | None = None
+        self.is_told = False
+
+    @property
+    def is_open(self) -> bool:
+        """Is there something left to try?"""
+        return self.outcome is None or self.outcome.is_temporary
+
+
+class Envelope:
+    """The envelope of a message that waits; `form` is the text's: "p" plain, "q" quoted.
+
+    `sender` is the reverse-path without brackets, `came` seconds since the epoch.
+    """
+
+    __slots__ = ("addressees", "came", "form", "is_utf8", "sender", "verb")
+
+    def __init__(
+        self,
+        verb: str,
+        sender: bytes,
+        addressees: list[Addressee],
+        *,
+        form: str = "p",
+        is_utf8: bool = False,
+        came: float = 0.0,
+    ) -> None:
+        self.verb = verb
+        self.sender = sender
+        self.addressees = addressees
+        self.form = form
+        self.is_utf8 = is_utf8
+        self.came = came or time.time()
+
+
+class Waiting:
+    """A message in the queue, as its two files say; raises OSError or ValueError."""
+
+    def __init__(self, directory: str, folder: str, name: str) -> None:
+        self.directory = directory
+        self.folder = folder
+        self.name = name
+        self.tries = 0
+        self.is_delay_told = False
+        with open(self.path, "rb", opener=_open_plain) as file:
+            line = file.readline(_LARGEST_ENVELOPE)
+            status = os.fstat(file.fileno())
+        self.envelope = _read_envelope(line)
+        self.begin = len(line)
+        self.size = status.st_size - self.begin
+        self.due = status.st_mtime
+        for step in _read_steps(self._log_path):
+            self._take(step)
+
+    @property
+    def path(self) -> str:
+        """Where the message is now."""
+        return os.path.join(self.directory, self.folder, self.name)
+
+    @property
+    def _log_path(self) -> str:
+        return os.path.join(self.directory, _LOG, self.name)
+
+    def read_text(self) -> Iterator[bytes]:
+        """The text in pieces, LF line ends; raises OSError."""
+        with open(self.path, "rb", opener=_open_plain) as file:
+            file.seek(self.begin)
+            yield from iter(lambda: file.read(_PIECE), b"")
+
+    def read_lines(self) -> Iterator[bytes]:
+        """The text in lines with their LF; what is longer than 64 KiB comes in parts."""
+        with open(self.path, "rb", opener=_open_plain) as file:
+            file.seek(self.begin)
+            yield from iter(lambda: file.readline(_PIECE), b"")
+
+    def note(self, outcomes: dict[int, Outcome]) -> None:
+        """Keep what became of some addressees, by number, durably; raises OSError."""
+        rows = {str(at): [each.code, each.enhanced, each.text] for at, each in outcomes.items()}
+        self._add({"outcomes": rows})
+
+    def note_try(self) -> None:
+        """One more try of what is open has been made; raises OSError."""
+        self._add({"tries": self.tries + 1})
+
+    def note_told(self, numbers: list[int]) -> None:
+        """The sender has a notice about these; raises OSError."""
+        self._add({"told": numbers})
+
+    def note_delay_told(self) -> None:
+        """The sender knows that it takes longer; raises OSError."""
+        self._add({"delay": True})
+
+    def _add(self, step: dict[str, object]) -> None:
+        line = json.dumps(step).encode() + b"\n"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self._log_path, flags, 0o600)
+        try:
+            # A kill may have left half a line, which counts for nothing.
+            at = _end_of_lines(fd)
+            os.ftruncate(fd, at)
+            os.pwrite(fd, line, at)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if at == 0:
+            _sync_folder(os.path.dirname(self._log_path))
+        self._take(step)
+
+    def _take(self, step: dict[str, object]) -> None:
+        match step:
+            case {"outcomes": dict(rows)}:
+                for number, (code, enhanced, text) in rows.items():
+                    self.envelope.addressees[int(number)].outcome = Outcome(code, enhanced, text)
+            case {"told": list(numbers)}:
+                for number in numbers:
+                    self.envelope.addressees[number].is_told = True
+            case {"tries": int(tries)}:
+                self.tries = tries
+            case {"delay": True}:
+                self.is_delay_told = True
+            case _:
+                raise ValueError("a step that is none")
+
+    def wait_until(self, due: float) -> None:
+        """Put it aside until `due`, seconds since the epoch; raises OSError."""
+        os.utime(self.path, (due, due))
+        self.move("wait")
+        self.due = due
+
+    def move(self, folder: str) -> None:
+        """Move it between the folders; raises OSError."""
+        if folder != self.folder:
+            os.rename(self.path, os.path.join(self.directory, folder, self.name))
+            self.folder = folder
+
+    def remove(self) -> None:
+        """Forget it; raises OSError. What a kill leaves of the two files is the log."""
+        os.unlink(self.path)
+        _sync_folder(os.path.dirname(self.path))
+        if os.path.exists(self._log_path):
+            os.unlink(self._log_path)
+
+
+def put(directory: str, envelope: Envelope, pieces: Iterable[bytes]) -> str:
+    """Queue a message durably; its name. Raises OSError, and then there is none.
+
+    `pieces` are the text, LF line ends, in the form that the envelope names.
+    """
+    make_folders(directory)
+    name = f"{time.time_ns():x}.{os.urandom(6).hex()}"
+    # A file without a name would leave no part behind, but whoever has changed his effective
+    # uid may not use /proc/self/fd to give it one.
+    part = os.path.join(directory, _PART, name)
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb", buffering=_PIECE) as file:
+            file.write(_pack_envelope(envelope))
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(fd)
+        os.rename(part, os.path.join(directory, "new", name))
+    except OSError:
+        os.unlink(part)
+        raise
+    _sync_folder(os.path.join(directory, "new"))
+    return name
+
+
+def make_folders(directory: str) -> None:
+    """See that the folders are there; raises OSError."""
+    for each in ("", *FOLDERS, _LOG, _PART):
+        path = os.path.join(directory, each)
+        if not os.path.isdir(path):
+            os.mkdir(path, 0o700)
+
+
+def list_names(directory: str, folder: str) -> Iterator[tuple[str, float]]:
+    """Each message of a folder: its name, and when it is due; memory stays flat."""
+    try:
+        entries = os.scandir(os.path.join(directory, folder))
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            try:
+                yield entry.name, entry.stat(follow_symlinks=False).st_mtime
+            except FileNotFoundError:
+                continue  # done in the meantime
+
+
+def sweep(directory: str) -> None:
+    """Remove the logs of messages that are gone, and parts of some that never were there.
+
+    Raises OSError.
+    """
+    for name, changed in list_names(directory, _PART):
+        if changed < time.time() - _OLDEST_PART:
+            os.unlink(os.path.join(directory, _PART, name))
+    for name, _ in list_names(directory, _LOG):
+        if not any(os.path.exists(os.path.join(directory, each, name)) for each in FOLDERS):
+            os.unlink(os.path.join(directory, _LOG, name))
+
+
+def find(directory: str, name: str) -> Waiting | None:
+    """The message of that name in any folder; raises OSError or ValueError."""
+    if not name or "/" in name or name.startswith("."):
+        return None
+    for folder in FOLDERS:
+        try:
+            return Waiting(directory, folder, name)
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def _open_plain(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _sync_folder(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _end_of_lines(fd: int) -> int:
+    """Where the last whole line of a log ends."""
+    size = os.fstat(fd).st_size
+    at = size
+    while at > 0:
+        begin = max(0, at - _PIECE)
+        found = os.pread(fd, at - begin, begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        at = begin
+    return 0
+
+
+def _read_steps(path: str) -> Iterator[dict[str, object]]:
+    try:
+        with open(path, "rb", opener=_open_plain) as file:
+            lines = file.read(_LARGEST_LOG).split(b"\n")
+    except FileNotFoundError:
+        return
+    for line in lines[:-1]:  # what stands behind the last line end is half a line
+        yield json.loads(line)
+
+
+def _pack_envelope(envelope: Envelope) -> bytes:
+    fields = {
+        "verb": envelope.verb,
+        "sender": os.fsdecode(envelope.sender),
+        "came": envelope.came,
+        "form": envelope.form,
+        "utf8": envelope.is_utf8,
+        "to": [
+            [os.fsdecode(each.local_part), os.fsdecode(each.domain), each.place]
+            for each in envelope.addressees
+        ],
+    }
+    return json.dumps(fields).encode() + b"\n"
+
+
+def _read_envelope(line: bytes) -> Envelope:
+    if not line.endswith(b"\n"):
+        raise ValueError("no envelope")
+    match json.loads(line):
+        case {
+            "verb": str(verb),
+            "sender": str(sender),
+            "came": int() | float() as came,
+            "form": str(form),
+            "utf8": bool(is_utf8),
+            "to": list(rows),
+        }:
+            addressees = [
+                Addressee(os.fsencode(local_part), os.fsencode(domain), place)
+                for local_part, domain, place in rows
+            ]
+            sender_path = os.fsencode(sender)
+            return Envelope(verb, sender_path, addressees, form=form, is_utf8=is_utf8, came=came)
+    raise ValueError("no envelope")

@@ -1,0 +1,450 @@
+"""Mail that leaves this host, and mail that waits: from the client's DATA to the next hop."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.addressing import Host
+from support.nexthop import NextHop
+from support.sandbox import SPOOL_UID, Sandbox, effective_uid, start_command
+from support.serving import served
+
+from mda.model import Outcome
+from mda.outbound import queue, runner
+from mda.outbound.queue import Addressee, Envelope
+
+GOOD = [b"250 2.1.5", b"250 2.0.0"]
+
+
+@pytest.fixture
+def host(sandbox: Sandbox) -> Iterator[Host]:
+    yield Host(sandbox)
+    sandbox.run(["sh", "-c", "rm -f /home/*/.forward*"])
+
+
+def waiting(sandbox: Sandbox, folder: str) -> list[Path]:
+    directory = sandbox.root / "spool/mda/queue" / folder
+    return sorted(directory.iterdir()) if directory.exists() else []
+
+
+def all_waiting(sandbox: Sandbox) -> list[Path]:
+    return [each for folder in queue.FOLDERS for each in waiting(sandbox, folder)]
+
+
+def outbound(host: Host, hop: NextHop, more: str = "") -> str:
+    return f'{more}\n[routes]\n"*" = "{hop.place}"\n'
+
+
+def queue_command(host: Host, *words: str, config: str = "") -> str:
+    file = host.sandbox.configure(host.config + config)
+    done = host.sandbox.run([*start_command(), "queue", "--config", file, *words])
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode()
+
+
+def short(replies: list[bytes]) -> list[bytes]:
+    return [each[:9] for each in replies]
+
+
+def test_an_alias_to_another_host_goes_there(host: Host) -> None:
+    host.alias("away: user@far.example\n")
+    with NextHop() as hop:
+        config = outbound(host, hop)
+        assert short(host.send("away", config=config)) == GOOD
+        (kept,) = waiting(host.sandbox, "new")
+        assert (kept.stat().st_uid, kept.stat().st_mode & 0o777) == (SPOOL_UID, 0o600)
+        queue_command(host, "run", config=config)
+    (message,) = hop.messages
+    assert message.opening == b"MAIL FROM:<bob@mda.test>"
+    assert message.recipients == [b"RCPT TO:<user@far.example>"]
+    lines = message.text.split(b"\r\n")
+    assert lines[0] == b"Delivered-To: away@mda.test"
+    assert lines[1].startswith(b"Received: from x (local user bob")
+    assert message.text.endswith(b"\r\nSubject: x\r\n\r\nFrom me\r\n")
+    assert b"Return-Path" not in message.text
+    assert b"\n" not in message.text.replace(b"\r\n", b"")
+    assert all_waiting(host.sandbox) == []
+    assert waiting(host.sandbox, "log") == []
+    assert hop.lines[-1] == b"QUIT\r\n"
+
+
+def test_a_list_has_its_owner_as_sender_and_one_transaction_a_hop(host: Host) -> None:
+    host.alias("list: one@far.example, two@far.example, alice\nowner-list: carol\n")
+    with NextHop() as hop:
+        config = outbound(host, hop)
+        assert short(host.send("list", config=config)) == [b"250 2.1.5", b"250 2.1.5"]
+        queue_command(host, "run", config=config)
+    (message,) = hop.messages
+    assert message.opening == b"MAIL FROM:<owner-list@mda.test>"
+    assert len(message.recipients) == 2
+    assert b"From me" in (host.sandbox.mailbox("alice") or b"")
+
+
+def test_a_forward_file_leads_away_and_a_loop_is_seen(host: Host) -> None:
+    host.forward("alice", "alice@far.example, \\alice\n")
+    with NextHop() as hop:
+        config = outbound(host, hop)
+        assert short(host.send("alice", config=config))[0] == b"250 2.1.5"
+        queue_command(host, "run", config=config)
+        (message,) = hop.messages
+        begin = b"HELO x\r\nMAIL FROM:<bob@mda.test>\r\nRCPT TO:<alice>\r\nDATA\r\n"
+        text = begin + b"Received: by far.example; now\r\n" + message.text
+        host.sandbox.clear_mail()
+        replies = host.sandbox.converse(text + b".\r\nQUIT\r\n", config=host.config + config)
+    assert replies[-2].startswith(b"554 5.4.6")
+    assert all_waiting(host.sandbox) == []
+
+
+def test_without_outbound_mail_for_others_is_deferred(host: Host) -> None:
+    host.alias("away: user@far.example\n")
+    config = '[outbound]\nvia = "nothing"\n'
+    assert host.send("away", config=config)[0].startswith(b"451 4.4.0")
+
+
+def test_what_the_hop_defers_waits_and_is_tried_again(host: Host) -> None:
+    host.alias("away: user@far.example, other@far.example\n")
+    codes = {b"user": b"450 4.2.1 not now\r\n"}
+
+    def answer(line: bytes) -> bytes | None:
+        return codes.get(b"user") if b"RCPT TO:<user@" in line else None
+
+    with NextHop(answer=answer) as hop:
+        config = outbound(host, hop)
+        assert short(host.send("away", config=config)) == [b"250 2.1.5", b"250 2.1.5"]
+        queue_command(host, "run", config=config)
+        assert [each.recipients for each in hop.messages] == [[b"RCPT TO:<other@far.example>"]]
+        shown = queue_command(host, "list", config=config)
+        assert "<user@far.example>: 450 4.2.1 not now" in shown
+        assert "other@" not in shown
+        assert re.search(r"next try in [456] min", shown)
+        queue_command(host, "run", config=config)
+        assert len(hop.messages) == 1, "it was not due yet"
+        codes.clear()
+        queue_command(host, "run", "--now", config=config)
+    assert [each.recipients for each in hop.messages[1:]] == [[b"RCPT TO:<user@far.example>"]]
+    assert all_waiting(host.sandbox) == []
+
+
+def test_who_is_refused_for_good_is_told_about_once(host: Host) -> None:
+    host.alias("away: user@far.example\n")
+    with (
+        NextHop(answer=lambda line: b"551 5.1.6 try <x@y>\r\n" if b"RCPT" in line else None) as hop,
+        served(host.sandbox, "--config", host.sandbox.configure(host.config)),
+    ):
+        config = outbound(host, hop)
+        host.send("away", config=config)
+        queue_command(host, "run", config=config)
+    notice = host.sandbox.mailbox("bob") or b""
+    assert notice.count(b"\nSubject: Undeliverable mail\n") == 1
+    assert b"<user@far.example>\n    5.1.6 try <x@y>\n" in notice
+    assert b"Return-Path: <>\n" in notice
+    assert all_waiting(host.sandbox) == []
+    assert sum(line.startswith(b"RCPT") for line in hop.lines) == 1, "no redirection"
+
+
+def test_a_notice_that_nobody_takes_goes_to_postmaster_once(host: Host) -> None:
+    host.alias("away: user@far.example\n")
+    with (
+        NextHop(answer=lambda line: b"550 no\r\n" if b"RCPT" in line else None) as hop,
+        served(host.sandbox, "--config", host.sandbox.configure(host.config)),
+    ):
+        config = outbound(host, hop)
+        host.send("away", sender="gone@elsewhere.example", config=config)
+        queue_command(host, "run", config=config)
+    notice = host.sandbox.mailbox("root") or b""
+    assert len(re.findall(rb"(?m)^From MAILER-DAEMON ", notice)) == 1
+    assert b"<gone@elsewhere.example>" in notice
+    assert all_waiting(host.sandbox) == []
+
+
+def test_a_mailbox_that_fails_for_now_gets_its_copy_later_and_once(host: Host) -> None:
+    lock = host.sandbox.root / "mail/alice.lock"
+    lock.write_text("1\n")
+    config = "[delivery]\nlock_seconds = 1\n"
+    assert short(host.send("alice", "carol", config=config)) == [
+        b"250 2.1.5",
+        b"250 2.1.5",
+        b"250 2.0.0",
+    ]
+    assert host.has("alice") == 0
+    with served(host.sandbox, "--config", host.sandbox.configure(host.config + config)):
+        queue_command(host, "run", config=config)
+        assert "451 4.2.0" in queue_command(host, "list", config=config)
+        lock.unlink()
+        queue_command(host, "run", "--now", config=config)
+    for user in ("alice", "carol"):
+        kept = host.sandbox.mailbox(user) or b""
+        assert kept.count(b"\n>From me\n") == 1, kept
+        assert kept.count(b"Return-Path: <bob@mda.test>\n") == 1
+    assert all_waiting(host.sandbox) == []
+
+
+def test_when_all_fail_for_now_the_client_keeps_the_message(host: Host) -> None:
+    lock = host.sandbox.root / "mail/alice.lock"
+    lock.write_text("1\n")
+    replies = host.send("alice", config="[delivery]\nlock_seconds = 1\n")
+    lock.unlink()
+    assert replies[-1].startswith(b"451 4.2.0")
+    assert all_waiting(host.sandbox) == []
+
+
+def test_a_message_is_held_released_shown_and_removed(host: Host) -> None:
+    host.alias("away: user@far.example\n")
+    with NextHop() as hop:
+        config = outbound(host, hop)
+        for _ in range(2):
+            host.send("away", config=config)
+        names = [each.name for each in waiting(host.sandbox, "new")]
+        queue_command(host, "hold", *names)
+        queue_command(host, "run", "--now", config=config)
+        assert hop.messages == []
+        assert queue_command(host, "list").count(", held, from <bob@mda.test>") == 2
+        assert "Subject: x" in queue_command(host, "show", names[0])
+        queue_command(host, "remove", names[0])
+        queue_command(host, "release", names[1])
+        queue_command(host, "run", config=config)
+        assert len(hop.messages) == 1
+    assert queue_command(host, "list") == "0 messages\n"
+
+
+def test_half_a_line_of_the_log_counts_for_nothing(tmp_path: Path) -> None:
+    addressees = [Addressee(b"a", b"far"), Addressee(b"b", b"far")]
+    name = queue.put(str(tmp_path), Envelope("MAIL", b"x@y", addressees), [b"text\n"])
+    message = queue.find(str(tmp_path), name)
+    assert message is not None
+    message.note({0: Outcome(250, "2.0.0", "OK")})
+    log = tmp_path / "log" / name
+    with log.open("ab") as file:
+        file.write(b'{"outcomes": {"1": [250, "2.0')
+    again = queue.find(str(tmp_path), name)
+    assert again is not None
+    assert [each.is_open for each in again.envelope.addressees] == [False, True]
+    again.note({1: Outcome(550, "5.1.1", "No")})
+    last = queue.find(str(tmp_path), name)
+    assert last is not None
+    assert [each.outcome and each.outcome.code for each in last.envelope.addressees] == [250, 550]
+
+
+def test_the_queue_is_on_disk_before_it_is_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def note_fsync(fd: int) -> None:
+        steps.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "message")
+        fsync(fd)
+
+    def note_rename(source: str, target: str) -> None:
+        steps.append("name")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    queue.put(str(tmp_path), Envelope("MAIL", b"", [Addressee(b"a", b"far")]), [b"text\n"])
+    assert steps == ["message", "name", "folder"]
+
+
+# -- hops that fail as hops do ----------------------------------------------------------
+
+
+def put(host: Host, *paths: bytes, came: float = 0.0, text: bytes = b"Subject: x\n\ntext\n") -> str:
+    """One message in the queue, from bob, which nobody has tried yet."""
+    directory = host.sandbox.root / "spool/mda/queue"
+    parts = [path.partition(b"@") for path in paths]
+    addressees = [Addressee(local_part, domain) for local_part, _, domain in parts]
+    envelope = Envelope("MAIL", b"bob@mda.test", addressees, came=came)
+    with effective_uid(SPOOL_UID):
+        return queue.put(str(directory), envelope, [text])
+
+
+def test_a_hop_that_is_down_holds_up_nobody_else(host: Host) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        closed = nobody.getsockname()[1]
+    for number in range(3):
+        put(host, b"a%d@down.example" % number)
+    put(host, b"b@down.example", b"c@far.example")
+    with NextHop() as hop:
+        config = outbound(host, hop) + f'"down.example" = "127.0.0.1:{closed}"\n'
+        queue_command(host, "run", config=config)
+        shown = queue_command(host, "list", config=config)
+    assert [each.recipients for each in hop.messages] == [[b"RCPT TO:<c@far.example>"]]
+    assert len(re.findall(r"@down\.example>: 451 4\.4\.1 ", shown)) == 4
+
+
+@pytest.mark.parametrize("moment", [b"", b"DATA\r\n", b".", b"MAIL FROM:<bob@mda.test>\r\n"])
+def test_a_hop_that_hangs_up_gets_the_message_again(host: Host, moment: bytes) -> None:
+    moments = [moment]
+    put(host, b"a@far.example")
+    with NextHop(answer=lambda line: b"" if line in moments else None) as hop:
+        config = outbound(host, hop)
+        queue_command(host, "run", config=config)
+        assert "451 4.4.2" in queue_command(host, "list", config=config)
+        moments.clear()
+        hop.messages.clear()
+        queue_command(host, "run", "--now", config=config)
+    assert len(hop.messages) == 1
+    assert all_waiting(host.sandbox) == []
+
+
+def test_the_text_goes_out_with_crlf_and_its_dots(host: Host) -> None:
+    text = b"Subject: x\n\n.\n..a\nCR\rLF\r\n\xe9\0\nend"
+    put(host, b"a@far.example", text=text)
+    with NextHop(b"PIPELINING", b"8BITMIME", b"SIZE 100000") as hop:
+        queue_command(host, "run", config=outbound(host, hop))
+    (message,) = hop.messages
+    assert message.text == b"Subject: x\r\n\r\n..\r\n...a\r\nCR\r\nLF\r\n\xe9\0\r\nend\r\n"
+    assert message.opening == b"MAIL FROM:<bob@mda.test> SIZE=39 BODY=8BITMIME"
+
+
+def test_a_hop_may_speak_lmtp_and_answer_for_each(host: Host) -> None:
+    put(host, b"a@far.example", b"b@far.example")
+    ends = [b"250 kept\r\n452 4.2.2 full\r\n", None]
+
+    def answer(line: bytes) -> bytes | None:
+        return ends[0] if line == b"." else None
+
+    with NextHop(answer=answer, is_lmtp=True) as hop:
+        config = outbound(host, hop)
+        queue_command(host, "run", config=config)
+        shown = queue_command(host, "list", config=config)
+        assert "<b@far.example>: 452 4.2.2 full" in shown
+        assert "<a@" not in shown
+        ends.pop(0)
+        queue_command(host, "run", "--now", config=config)
+    assert hop.messages[1].recipients == [b"RCPT TO:<b@far.example>"]
+
+
+def test_two_runs_at_once_send_once(host: Host) -> None:
+    for number in range(10):
+        put(host, b"a%d@far.example" % number)
+
+    def answer(line: bytes) -> bytes | None:
+        time.sleep(0.2 if line == b"." else 0)
+        return None
+
+    with NextHop(answer=answer) as hop:
+        file = host.sandbox.configure(host.config + outbound(host, hop))
+        command = [*start_command(), "queue", "--config", file, "run"]
+        runs = [subprocess.Popen(host.sandbox.inside(command)) for _ in range(3)]
+        assert [each.wait(60) for each in runs] == [0, 0, 0]
+    recipients = sorted(each.recipients[0] for each in hop.messages)
+    assert recipients == [b"RCPT TO:<a%d@far.example>" % number for number in range(10)]
+
+
+def test_after_days_the_sender_is_told_that_it_was_in_vain(host: Host) -> None:
+    put(host, b"a@far.example", came=time.time() - 121 * 3600)
+    with (
+        NextHop(answer=lambda line: b"450 no\r\n" if b"RCPT" in line else None) as hop,
+        served(host.sandbox, "--config", host.sandbox.configure(host.config)),
+    ):
+        queue_command(host, "run", config=outbound(host, hop))
+    notice = host.sandbox.mailbox("bob") or b""
+    assert b"\nAction: failed\nStatus: 5.4.7\n" in notice
+    assert all_waiting(host.sandbox) == []
+
+
+def test_a_delay_is_told_once(host: Host) -> None:
+    put(host, b"a@far.example", came=time.time() - 5 * 3600)
+    with (
+        NextHop(answer=lambda line: b"450 no\r\n" if b"RCPT" in line else None) as hop,
+        served(host.sandbox, "--config", host.sandbox.configure(host.config)),
+    ):
+        for _ in range(2):
+            queue_command(host, "run", "--now", config=outbound(host, hop))
+    notice = host.sandbox.mailbox("bob") or b""
+    assert notice.count(b"\nSubject: Delayed mail\n") == 1
+    assert b"\nAction: delayed\nStatus: 4.0.0\n" in notice
+    assert len(waiting(host.sandbox, "wait")) == 1
+
+
+def test_a_line_that_no_hop_need_take_is_not_sent(host: Host) -> None:
+    put(host, b"a@far.example", text=b"x" * 999 + b"\n")
+    with (
+        NextHop() as hop,
+        served(host.sandbox, "--config", host.sandbox.configure(host.config)),
+    ):
+        queue_command(host, "run", config=outbound(host, hop))
+    assert hop.messages == []
+    assert b"\nStatus: 5.6.0\n" in (host.sandbox.mailbox("bob") or b"")
+
+
+def test_more_than_a_hundred_recipients_are_several_transactions(host: Host) -> None:
+    put(host, *(b"a%d@far.example" % number for number in range(230)))
+    with NextHop(b"PIPELINING") as hop:
+        queue_command(host, "run", config=outbound(host, hop))
+    assert [len(each.recipients) for each in hop.messages] == [100, 100, 30]
+
+
+def test_what_nobody_can_read_is_held(host: Host) -> None:
+    name = put(host, b"a@far.example")
+    (path,) = waiting(host.sandbox, "new")
+    path.write_bytes(b'{"verb": 3}\n')
+    with NextHop() as hop:
+        queue_command(host, "run", config=outbound(host, hop))
+    assert [each.name for each in waiting(host.sandbox, "held")] == [name]
+
+
+def test_only_the_queue_names_places(sandbox: Sandbox) -> None:
+    lines = b"LHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<alice> XPLACE=00\r\nQUIT\r\n"
+    for peer in ("bob", "postfix"):
+        replies = sandbox.converse(lines, protocol="lmtp", peer=peer)
+        assert replies[-2].startswith(b"555 5.5.4")
+
+
+def test_a_program_of_the_host_takes_it_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "sendmail"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/words; cat >{tmp_path}/text\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(runner, "SENDMAIL", str(program))
+    result = runner.send_by_program(b"", [b"-x@far", b"b@far"], [b"one\n", b"two\n"])
+    assert [each and each.code for each in result.outcomes] == [250, 250]
+    assert (tmp_path / "words").read_text().split() == ["-i", "-f", "<>", "--", "-x@far", "b@far"]
+    assert (tmp_path / "text").read_text() == "one\ntwo\n"
+    program.write_text("#!/bin/sh\ncat >/dev/null; echo no such user >&2; exit 67\n")
+    (outcome,) = runner.send_by_program(b"x", [b"b@far"], [b"text"]).outcomes
+    assert outcome is not None
+    assert (outcome.code, "no such user" in outcome.text) == (554, True)
+    program.write_text("#!/bin/sh\nexit 1\n")
+    (outcome,) = runner.send_by_program(b"x", [b"b@far"], [b"text" * 100_000]).outcomes
+    assert outcome is not None
+    assert outcome.code == 451
+
+
+def test_nothing_is_sent_of_which_no_trace_can_be_kept(host: Host) -> None:
+    """A full disk must not let the same message go out again and again."""
+    put(host, b"a@far.example")
+    log = host.sandbox.root / "spool/mda/queue/log"
+    log.chmod(0o500)
+    with NextHop() as hop:
+        queue_command(host, "run", config=outbound(host, hop))
+    assert hop.messages == []
+    (kept,) = waiting(host.sandbox, "wait")
+    assert kept.stat().st_mtime > time.time() + 600
+    log.chmod(0o700)
+
+
+def test_a_hop_whose_tls_is_broken_gets_it_in_the_clear(host: Host) -> None:
+    """It is not demanded; where it is, nothing goes out."""
+    for number, (tls, count) in enumerate((("may", 1), ("must", 0))):
+        put(host, b"a%d@far.example" % number)
+        with NextHop(b"STARTTLS", answer=refuse_tls) as hop:
+            config = f'[routes]\n"*" = "{hop.place} tls={tls}"\n'
+            queue_command(host, "run", config=config)
+        assert len(hop.messages) == count
+        assert b"STARTTLS\r\n" in hop.lines
+    assert "451 4.7.5" in queue_command(host, "list")
+
+
+def refuse_tls(line: bytes) -> bytes | None:
+    """Agree, and then speak no TLS."""
+    return b"220 go\r\nno TLS at all\r\n" if line == b"STARTTLS\r\n" else None
