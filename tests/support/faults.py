@@ -22,10 +22,13 @@ NO_SHELL = b"sh: "
 SCRIPT = Path(__file__).parents[2] / "systemd/mda.sh"
 
 
-def wrapped_command(sandbox: Sandbox) -> list[str]:
-    """The `mda` that is installed: the shell script around the interpreter."""
+def wrapped_command(sandbox: Sandbox, before: list[str] | None = None) -> list[str]:
+    """The `mda` that is installed: the shell script around the interpreter.
+
+    `before` is what starts the interpreter there.
+    """
     script = sandbox.root / "mda.sh"
-    program = shlex.join(start_command())
+    program = shlex.join([*(before or []), *start_command()])
     script.write_text(SCRIPT.read_text().replace("@PROGRAM@", program))
     return ["sh", str(script)]
 
@@ -105,7 +108,12 @@ class Faults:
         if self._setting.is_session:
             return self._speak(before, config, text)
         words = ["deliver", "--config", config, "-f", "b@x", "-d", "alice"]
-        done = self._sandbox.run([*before, *self._command, *words], input=text)
+        command = [*before, *self._command]
+        if where.startswith("close "):
+            # What strace fails to close stays open: a shell would wait for the end of a pipe
+            # that it holds itself.
+            command = wrapped_command(self._sandbox, before)
+        done = self._sandbox.run([*command, *words], input=text)
         if done.stderr.startswith(NO_SHELL):
             return False  # and nobody of ours was there to say 75
         assert done.returncode in STATUSES, f"{where}: status {done.returncode}: {done.stderr!r}"
