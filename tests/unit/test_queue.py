@@ -448,3 +448,28 @@ def test_a_hop_whose_tls_is_broken_gets_it_in_the_clear(host: Host) -> None:
 def refuse_tls(line: bytes) -> bytes | None:
     """Agree, and then speak no TLS."""
     return b"220 go\r\nno TLS at all\r\n" if line == b"STARTTLS\r\n" else None
+
+
+@pytest.mark.parametrize(("keywords", "said"), [((), b"MAIL"), ((b"SAML",), b"SAML")])
+def test_a_message_for_terminals_goes_on_as_one_where_that_is_known(
+    host: Host, keywords: tuple[bytes, ...], said: bytes
+) -> None:
+    host.alias("away: user@far.example\n")
+    with NextHop(*keywords) as hop:
+        config = outbound(host, hop)
+        replies = host.send("away", verb="SAML", config=config)
+        assert [each[:3] for each in replies] == [b"250", b"250"]
+        queue_command(host, "run", config=config)
+    (message,) = hop.messages
+    assert message.opening == said + b" FROM:<bob@mda.test>"
+
+
+def test_soml_with_a_forward_file_is_mailed_to_the_other_host(host: Host) -> None:
+    host.forward("alice", "alice@far.example\n")
+    with NextHop() as hop:
+        config = outbound(host, hop)
+        replies = host.send("alice", verb="SOML", config=config)
+        assert replies[-1].startswith(b"250 2.0.0 User is not logged in, so did mail")
+        queue_command(host, "run", config=config)
+    assert [each.recipients for each in hop.messages] == [[b"RCPT TO:<alice@far.example>"]]
+    assert b"Return-Path" not in hop.messages[0].text
