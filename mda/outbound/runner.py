@@ -166,12 +166,12 @@ class Run:
             self._put_off(waiting)
 
     def _put_off(self, waiting: Waiting) -> None:
-        """What went wrong unforeseen is not to go wrong again at once."""
+        """What went wrong unforeseen is not to go wrong again at once.
+
+        Raises OSError, with which the whole run ends: nothing can be kept in such a queue.
+        """
         self._tried.add(waiting.name)
-        try:
-            waiting.wait_until(time.time() + _PUT_OFF_SECONDS)
-        except OSError as error:
-            log.write("queue", log.ERROR, queue=waiting.name, error=str(error))
+        waiting.wait_until(time.time() + _PUT_OFF_SECONDS)
 
     def _try_hop(self, waiting: Waiting, key: str, hop: Hop | None, numbers: list[int]) -> None:
         with self._lock:

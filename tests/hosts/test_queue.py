@@ -19,6 +19,7 @@ def _routes(host: InstalledHost) -> Iterator[None]:
     host.clear_mail()
     host.run("cp -p /etc/mda/mda.toml /etc/mda/kept")
     host.run("sed -i '/^.routes.$/r /dev/stdin' /etc/mda/mda.toml", input=ROUTES)
+    host.run("chmod 600 /etc/mda/mda.toml")  # root's alone, as somebody may have it
     yield
     host.run("mv /etc/mda/kept /etc/mda/mda.toml")
     host.run("rm -f /home/alice/.forward; find /var/spool/mda/queue -type f -delete")
@@ -68,3 +69,16 @@ def test_what_cannot_be_sent_waits_and_is_shown(host: InstalledHost) -> None:
     refused = host.run("mda queue list", user="bob", check=False)
     assert refused.returncode == 1
     assert "Permission denied" in refused.stderr
+
+
+def test_a_run_that_fails_is_not_started_again_at_once(host: InstalledHost) -> None:
+    host.run("cat > .forward", user="alice", input="carol@far.example\n")
+    host.run("chmod 000 /var/spool/mda/queue/log")
+    assert send(host, ["alice"], "later").startswith("250 2.0.0")
+    host.run("sleep 5")
+    count = "journalctl -b --no-pager -o cat -u mda-queue.service | grep -c 'Starting mda'"
+    before = int(host.run(count).stdout)
+    host.run("sleep 5")
+    assert int(host.run(count).stdout) - before <= 2
+    host.run("chmod 700 /var/spool/mda/queue/log")
+    host.run(WAIT.format(text="later", user="carol"))
