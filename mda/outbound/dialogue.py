@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from mda.model import TERMINAL_VERBS, Outcome
+from mda.receiver.grammar import read_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ def converse(request: Request, result: Result) -> Dialogue:
         yield from _transact(request, result, extensions)
     except Lost as lost:
         result.settle(lost.outcome)
+        result.leftover.clear()
         return
     try:
         yield Say(b"QUIT\r\n")
@@ -219,7 +221,7 @@ def _hear(kind: str) -> Generator[Hear, Reply | None, Reply]:
 
 def _expect_greeting() -> Generator[Hear, Reply | None, None]:
     reply = yield from _hear("greeting")
-    if reply.code // 100 != 2:
+    if reply.code != 220:
         outcome = outcome_of(reply)
         raise Lost(outcome if outcome.is_temporary else Outcome(451, "4.3.2", outcome.text))
 
@@ -266,7 +268,7 @@ def _transact(request: Request, result: Result, extensions: dict[str, str]) -> D
     commands = []
     for number, (path, more) in enumerate(zip(request.paths, request.parameters, strict=True)):
         command = b"RCPT TO:<%b>%b\r\n" % (path, b" " + more if more else b"")
-        if refusal or not _can_be_said(command, path):
+        if refusal or not path or not _can_be_said(command, path):
             result.outcomes[number] = refusal or BAD_PATH
         else:
             commands.append((number, command))
@@ -275,8 +277,8 @@ def _transact(request: Request, result: Result, extensions: dict[str, str]) -> D
         return
     if commands:
         pipelined = "PIPELINING" in extensions
-        accepted = yield from _address(opening, commands, result, is_pipelined=pipelined)
-        yield from _say_text(request, result, accepted, is_pipelined=pipelined)
+        is_opened, accepted = yield from _address(opening, commands, result, is_pipelined=pipelined)
+        yield from _say_text(request, result, accepted, is_pipelined=pipelined, is_opened=is_opened)
 
 
 def choose_verb(verb: Verb, extensions: dict[str, str]) -> Verb | None:
@@ -308,14 +310,14 @@ def _open(request: Request, verb: Verb, extensions: dict[str, str]) -> bytes:
 
 
 def _can_be_said(command: bytes, path: bytes) -> bool:
-    is_clean = not any(octet < 33 or octet == 127 for octet in re.sub(rb'"[ -~]*"', b"", path))
-    return is_clean and b"\n" not in path and len(command) <= _LONGEST_COMMAND
+    """Is it a path from end to end, so that nothing in it is taken for something behind it?"""
+    return read_path(path) is not None and len(command) <= _LONGEST_COMMAND
 
 
 def _address(
     opening: bytes, commands: list[tuple[int, bytes]], result: Result, *, is_pipelined: bool
-) -> Generator[Say | Hear, Reply | None, list[int]]:
-    """The reverse-path and the recipients; the numbers of those that were accepted."""
+) -> Generator[Say | Hear, Reply | None, tuple[bool, list[int]]]:
+    """The reverse-path and the recipients: is it accepted, and the numbers of those that are."""
     yield Say(
         b"".join(
             [opening, *(each for _, each in commands), b"DATA\r\n"][: None if is_pipelined else 1]
@@ -336,7 +338,7 @@ def _address(
             accepted.append(number)
         else:
             _refuse(number, outcome, accepted, result)
-    return accepted
+    return opened.is_done, accepted
 
 
 def _refuse(number: int, outcome: Outcome, accepted: list[int], result: Result) -> None:
@@ -348,7 +350,12 @@ def _refuse(number: int, outcome: Outcome, accepted: list[int], result: Result) 
 
 
 def _say_text(
-    request: Request, result: Result, accepted: list[int], *, is_pipelined: bool
+    request: Request,
+    result: Result,
+    accepted: list[int],
+    *,
+    is_pipelined: bool,
+    is_opened: bool,
 ) -> Dialogue:
     if not accepted and not is_pipelined:
         return
@@ -356,8 +363,7 @@ def _say_text(
         yield Say(b"DATA\r\n")
     reply = yield from _hear("data")
     if reply.code // 100 == 3 and not accepted:
-        yield Say(b".\r\n")  # RFC 2920 3.1: it waits for a text although nobody is to get it
-        yield from _hear("end")
+        yield from _say_no_text(may_be_said=is_opened and not request.is_lmtp)
         return
     if reply.code // 100 != 3:
         outcome = outcome_of(reply)
@@ -370,3 +376,14 @@ def _say_text(
         result.outcomes[number] = outcome_of((yield from _hear("end")))
     for number in accepted:
         result.outcomes[number] = result.outcomes[number] or result.outcomes[accepted[0]]
+
+
+def _say_no_text(*, may_be_said: bool) -> Generator[Say | Hear, Reply | None, None]:
+    """A text is waited for that nobody is to get: an empty one goes (RFC 2920 3.1).
+
+    Not where it could be delivered to somebody all the same, or be answered by nothing.
+    """
+    if not may_be_said:
+        raise Lost(not_understood("354 although nobody is to get a text"))
+    yield Say(b".\r\n")
+    yield from _hear("end")

@@ -21,7 +21,7 @@ from mda import log
 from mda.config import LMTP_SOCKET, local_domains, official_name, queue_directory
 from mda.model import VERBS, Outcome
 from mda.outbound import notice, queue, sender
-from mda.outbound.dialogue import MOST_RECIPIENTS, Request, Result
+from mda.outbound.dialogue import MOST_RECIPIENTS, NO_TLS, Request, Result
 from mda.outbound.queue import Addressee, Envelope, Waiting
 from mda.outbound.route import Hop, find_addresses, find_hop
 from mda.outbound.text import Measures, unquote
@@ -217,9 +217,10 @@ class Run:
             return result
         result = Result(len(paths))
         for host, address in found:
+            request.tls = hop.tls
             result = sender.send(address, request, read, host=host)
-            if result.failure is not None and hop.tls == "may" and request.tls != "never":
-                # Perhaps it is the TLS alone, which nobody has demanded.
+            is_tls = result.failure is not None and result.failure.enhanced == NO_TLS.enhanced
+            if is_tls and hop.tls == "may":
                 request.tls = "never"
                 result = sender.send(address, request, read, host=host)
             if result.failure is None:

@@ -20,6 +20,15 @@ class Received:
         self.text = b""
 
 
+def read_text(lines: Iterator[bytes], message: Received) -> bool:
+    """The text up to the end of data; False where the client is gone before."""
+    for line in lines:
+        if line == b".\r\n":
+            return True
+        message.text += line
+    return False
+
+
 class NextHop:
     """Listens on loopback; `answer` may give another reply to a line, b"" to hang up.
 
@@ -101,10 +110,9 @@ class NextHop:
                 message.recipients.append(line.rstrip())
             if not self._say(connection, line, usual) or verb == b"QUIT":
                 return
-            if reply.startswith(b"354"):
-                message.text = b"".join(iter(lambda: next(lines), b".\r\n"))
-                if not self._end(connection, message):
-                    return
+            is_text = reply.startswith(b"354")
+            if is_text and not (read_text(lines, message) and self._end(connection, message)):
+                return
 
     def _usual(self, verb: bytes, message: Received) -> bytes:
         match verb:

@@ -239,7 +239,20 @@ def test_tls_that_is_demanded_and_not_offered_fails_the_hop() -> None:
     assert spoken.result.failure == dialogue.NO_TLS
 
 
-@pytest.mark.parametrize("path", [b"a\r\nRSET@far", b"a b@far", b"x" * 600, b"a\x7f@far"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"a\r\nRSET@far",
+        b"a b@far",
+        b"x" * 600,
+        b"a\x7f@far",
+        b'"a"> NOTIFY=NEVER "b"@x',
+        b"a>b<c@x",
+        b'"a@x',
+        b"\xff@x",
+        b"",
+    ],
+)
 def test_a_path_that_no_command_can_hold_is_never_said(path: bytes) -> None:
     spoken = Spoken(
         request(path, b"b@far"),
@@ -270,3 +283,20 @@ def test_replies_are_bounded() -> None:
         reader.feed(flood)
         with pytest.raises(Lost):
             reader.next_reply()
+
+
+@pytest.mark.parametrize(
+    ("is_lmtp", "replies"),
+    [(False, ["550 no", "250 ok", "354 go"]), (True, ["250 ok", "550 no", "354 go"])],
+)
+def test_no_empty_text_goes_where_it_could_be_delivered(is_lmtp: bool, replies: list[str]) -> None:
+    spoken = Spoken(request(is_lmtp=is_lmtp), "220 hop", *EXTENDED, *replies)
+    assert spoken.outcomes == ["550 5.0.0"]
+    assert len(spoken.said) == 2
+
+
+def test_what_is_left_over_waits_where_the_channel_is_lost() -> None:
+    spoken = Spoken(
+        request(b"a@far", b"b@far"), "220 hop", "250 hop", "250 ok", "250 ok", "452 many", "354 go"
+    )
+    assert (spoken.result.leftover, spoken.outcomes) == ([], ["451 4.4.2", "452 4.5.3"])
