@@ -57,7 +57,10 @@ class Copies:
         self.seconds_of_commands = 0.0
 
     def begin(self) -> None:
-        """A new transaction: nothing of it has been delivered yet."""
+        """A new transaction: nothing of it has been delivered yet, and there is no text."""
+        for fd, _ in self._texts.values():
+            os.close(fd)
+        self._texts.clear()
         self._mailed.clear()
         self._commands_until = 0.0
         self.seconds_of_commands = 0.0

@@ -473,3 +473,19 @@ def test_soml_with_a_forward_file_is_mailed_to_the_other_host(host: Host) -> Non
         queue_command(host, "run", config=config)
     assert [each.recipients for each in hop.messages] == [[b"RCPT TO:<alice@far.example>"]]
     assert b"Return-Path" not in hop.messages[0].text
+
+
+def test_what_waits_is_the_message_in_hand_and_no_earlier_one(host: Host) -> None:
+    """A session's first message leaves in one form, its second fails in another."""
+    host.alias("away: user@far.example\n")
+    (host.sandbox.root / "mail/alice.lock").write_text("1\n")
+    lines = b"HELO x\r\n"
+    for to, text in ((["away"], b"first"), (["alice", "carol"], b"second")):
+        lines += b"MAIL FROM:<bob@mda.test>\r\n"
+        lines += b"".join(b"RCPT TO:<%b>\r\n" % each.encode() for each in to)
+        lines += b"DATA\r\n\r\n" + text + b"\r\n.\r\n"
+    config = host.config + "[delivery]\nlock_seconds = 1\n"
+    replies = host.sandbox.converse(lines + b"QUIT\r\n", config=config)
+    assert [each[:3] for each in replies[-2:]] == [b"250", b"221"]
+    texts = [path.read_bytes() for path in waiting(host.sandbox, "new")]
+    assert sorted(text.rsplit(b"\n\n", 1)[1] for text in texts) == [b"first\n", b"second\n"]
