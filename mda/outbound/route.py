@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import socket
+import time
 
 from mda.model import Outcome
 from mda.receiver.domains import pack_number, to_ascii
@@ -23,7 +24,9 @@ _SMTP_PORT = 25
 _LOOKUP_SECONDS = 20
 _MOST_HOSTS = 10
 _MOST_ADDRESSES = 20
-_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*\.?", re.IGNORECASE)
+_LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_LONGEST_NAME = 253  # characters (RFC 1035 2.3.4, as text)
 _HOP = re.compile(r"(?:(smtp|lmtp):)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 _TLS: dict[str, Tls] = {"": "may", "tls=never": "never", "tls=may": "may", "tls=must": "must"}
 
@@ -89,7 +92,14 @@ def parse_hop(text: str) -> Hop:
     protocol, port = found[1] or "smtp", int(found[3] or _SMTP_PORT)
     if not 0 < port < 65_536 or (protocol == "lmtp" and not found[3]):
         raise ValueError("LMTP needs a port, and a port is below 65536")
+    if pack_literal(found[2]) is None and not is_name(found[2]):
+        raise ValueError(f"{found[2]!r} is neither the name of a host nor an [address]")
     return Hop(protocol, found[2], port, tls=tls)
+
+
+def is_name(host: str) -> bool:
+    """Can the DNS have this as a host (RFC 1123 2.1, and the underscore of many)?"""
+    return len(host.removesuffix(".")) <= _LONGEST_NAME and _NAME.fullmatch(host) is not None
 
 
 def find_hop(domain: str, routes: dict[str, str], smarthost: str) -> Hop:
@@ -112,13 +122,14 @@ def find_hop(domain: str, routes: dict[str, str], smarthost: str) -> Hop:
 def find_addresses(
     hop: Hop, own_names: frozenset[str], resolver: Resolver | None = None
 ) -> list[tuple[str, Address]] | Outcome:
-    """What to connect to, in order: each with the host's name for TLS."""
+    """What to connect to, in order: each with the host's name, or address, for TLS."""
     if hop.path:
         return [("", (socket.AF_UNIX, hop.path))]
     literal = pack_literal(hop.host)
     if literal is not None:
-        return [("", _address(socket.inet_ntop(*literal), hop.port))]
-    if not _NAME.fullmatch(hop.host):
+        address = socket.inet_ntop(*literal)
+        return [(address, _address(address, hop.port))]
+    if not is_name(hop.host):
         return NO_SUCH_DOMAIN
     if hop.is_domain:
         return find_exchangers(hop.host, own_names, resolver)
@@ -149,9 +160,18 @@ def _address(address: str, port: int = _SMTP_PORT) -> Address:
 
 
 def find_exchangers(
-    domain: str, own_names: frozenset[str], resolver: Resolver | None = None
+    domain: str,
+    own_names: frozenset[str],
+    resolver: Resolver | None = None,
+    *,
+    seconds: float = _LOOKUP_SECONDS,
 ) -> list[tuple[str, Address]] | Outcome:
-    """The exchangers of a domain by preference, else its own addresses (RFC 5321 5.1)."""
+    """The exchangers of a domain by preference, else its own addresses (RFC 5321 5.1).
+
+    All lookups together take at most `seconds`; one alone takes half of what is left, so
+    that an exchanger whose name servers are silent leaves time for the next.
+    """
+    until = time.monotonic() + seconds
     try:
         from dns import exception
         from dns import resolver as resolving
@@ -161,7 +181,8 @@ def find_exchangers(
         asked = resolver or resolving.Resolver()
 
         def ask(name: str, kind: str) -> Answer:
-            return asked.resolve(name, kind, lifetime=_LOOKUP_SECONDS, search=False)
+            left = max(0.0, until - time.monotonic())
+            return asked.resolve(name, kind, lifetime=left / 2, search=False)
 
         try:
             rows = [(each.preference, str(each.exchange)) for each in ask(domain, "MX")]
@@ -169,8 +190,9 @@ def find_exchangers(
             rows = [(0, domain)]
         if [name for _, name in rows] == ["."]:
             return NO_MAIL
+        rows = [(preference, name) for preference, name in rows if is_name(name)]
         hosts = order(rows, own_names)
-        return _resolve_all(hosts, ask) if hosts else LOOP
+        return _resolve_all(hosts, ask) if hosts or not rows else LOOP
     except resolving.NXDOMAIN:
         return NO_SUCH_DOMAIN
     except exception.DNSException:

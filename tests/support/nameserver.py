@@ -16,11 +16,24 @@ import dns.rrset
 
 
 class NameServer:
-    """Answers from `zone`, (name, type) to texts; SERVFAIL for the `failing` names."""
+    """Answers from `zone`, (name, type) to texts; SERVFAIL for the `failing` names.
 
-    def __init__(self, zone: dict[tuple[str, str], list[str]], failing: set[str]) -> None:
+    The `refusing` ones get REFUSED, as from a lame server, and the `silent` ones no answer.
+    """
+
+    def __init__(
+        self,
+        zone: dict[tuple[str, str], list[str]],
+        failing: set[str],
+        *,
+        refusing: frozenset[str] = frozenset(),
+        silent: frozenset[str] = frozenset(),
+    ) -> None:
         self._zone = zone
         self._failing = failing
+        self._refusing = refusing
+        self._silent = silent
+        self.asked: list[str] = []
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve)
@@ -48,8 +61,10 @@ class NameServer:
             octets, client = self._socket.recvfrom(4096)
             if not octets:
                 return
-            answer = self._answer(dns.message.from_wire(octets))
-            self._socket.sendto(answer.to_wire(), client)
+            query = dns.message.from_wire(octets)
+            self.asked.append(query.question[0].name.to_text())
+            if self.asked[-1] not in self._silent:
+                self._socket.sendto(self._answer(query).to_wire(), client)
 
     def _answer(self, query: dns.message.Message) -> dns.message.Message:
         reply = dns.message.make_response(query)
@@ -58,6 +73,9 @@ class NameServer:
         name, kind = question.name.to_text(), dns.rdatatype.to_text(question.rdtype)
         if name in self._failing:
             reply.set_rcode(dns.rcode.SERVFAIL)
+            return reply
+        if name in self._refusing:
+            reply.set_rcode(dns.rcode.REFUSED)
             return reply
         for _ in range(3):
             target = self._zone.get((name, "CNAME"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,7 @@ from support.nameserver import NameServer
 from mda.model import Outcome
 from mda.outbound.route import (
     LOOP,
+    NO_RESOLVER,
     Hop,
     find_addresses,
     find_exchangers,
@@ -32,12 +35,24 @@ ZONE = {
     ("broken.example.", "MX"): ["10 fails.example."],
     ("loop.example.", "MX"): ["10 mda.test.", "20 a.example."],
     ("empty.example.", "TXT"): ['"x"'],
+    ("hostile.example.", "MX"): ["5 x\\010y.example.", "6 x\\;y.example.", "10 a.example."],
+    ("x\\010y.example.", "A"): ["192.0.2.66"],
+    ("x\\;y.example.", "A"): ["192.0.2.66"],
+    ("odd.example.", "MX"): ["5 x\\;y.example."],
+    ("hosts.example.", "MX"): [f"{each} h{each}.example." for each in range(1, 16)],
+    **{(f"h{each}.example.", "A"): [f"192.0.2.{each}"] for each in range(1, 16)},
+    ("many.example.", "A"): [f"192.0.2.{each}" for each in range(1, 31)],
+    ("slow.example.", "MX"): [f"{each} s{each}.example." for each in range(1, 11)],
+    ("half.example.", "MX"): ["10 s1.example.", "20 a.example."],
 }
+SILENT = frozenset({"silent.example.", *(f"s{each}.example." for each in range(1, 11))})
 
 
 @pytest.fixture(scope="module")
 def names() -> Iterator[NameServer]:
-    with NameServer(ZONE, failing={"fails.example.", "servfail.example."}) as server:
+    failing = {"fails.example.", "servfail.example."}
+    lame = frozenset({"lame.example."})
+    with NameServer(ZONE, failing, refusing=lame, silent=SILENT) as server:
         yield server
 
 
@@ -68,11 +83,42 @@ def places(found: object) -> object:
         ("broken.example", "451 4.4.3"),
         ("servfail.example", "451 4.4.3"),
         ("loop.example", "554 5.4.6"),
+        ("lame.example", "451 4.4.3"),
+        ("hostile.example", [("a.example", "192.0.2.1")]),
+        ("odd.example", "550 5.4.4"),
     ],
 )
 def test_exchangers_are_found(names: NameServer, domain: str, expected: object) -> None:
     found = find_exchangers(domain, frozenset({"mda.test"}), names.resolver)
     assert places(found) == expected
+
+
+@pytest.mark.parametrize("domain", ["silent.example", "slow.example"])
+def test_all_lookups_together_have_their_time(names: NameServer, domain: str) -> None:
+    names.asked.clear()
+    start = time.monotonic()
+    found = find_exchangers(domain, frozenset(), names.resolver, seconds=1)
+    assert places(found) == "451 4.4.3"
+    assert time.monotonic() - start < 5, "far below what each alone would take"
+    assert f"{domain}." in names.asked
+
+
+def test_a_silent_exchanger_leaves_time_for_the_next(names: NameServer) -> None:
+    found = find_exchangers("half.example", frozenset(), names.resolver, seconds=2)
+    assert places(found) == [("a.example", "192.0.2.1")]
+
+
+def test_ten_hosts_and_twenty_addresses_are_enough(names: NameServer) -> None:
+    hosts = find_exchangers("hosts.example", frozenset(), names.resolver)
+    expected = [(f"h{each}.example", f"192.0.2.{each}") for each in range(1, 11)]
+    assert places(hosts) == expected
+    addresses = find_exchangers("many.example", frozenset(), names.resolver)
+    assert len(places(addresses)) == 20  # type: ignore[arg-type]
+
+
+def test_without_dnspython_mail_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dns", None)
+    assert find_exchangers("far.example", frozenset()) == NO_RESOLVER
 
 
 def test_equal_exchangers_are_taken_by_lot() -> None:
@@ -104,7 +150,11 @@ def test_a_hop_is_read(text: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a b", "x:0", "x:99999", "lmtp:x", "unix:x", "x tls=perhaps", "x;y", "smtp:"]
+    "text",
+    [
+        *("", "a b", "x:0", "x:99999", "lmtp:x", "unix:x", "x tls=perhaps", "x;y", "smtp:"),
+        *("[abc]", "[1.2]", "[]", "a..b", "..", "-x", "x-", "x" * 64, ".".join(["x" * 60] * 5)),
+    ],
 )
 def test_what_is_no_hop_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
@@ -149,11 +199,12 @@ def test_without_a_route_the_smarthost_and_then_the_exchangers() -> None:
 def test_a_literal_needs_no_names(host: str, address: str) -> None:
     found = find_addresses(Hop("smtp", host, is_domain=True), frozenset())
     assert isinstance(found, list)
-    assert [each[1][1][0] for each in found] == [address]  # type: ignore[index]
+    assert places(found) == [(address, address)]
 
 
 def test_odd_names_are_asked_of_nobody() -> None:
-    for host in ("a b.example", "-x.example", "x\n.example", "a" * 64 + ".example", "x..example"):
+    odd = ("a b.example", "-x.example", "x\n.example", "a" * 64 + ".example", "x..example")
+    for host in (*odd, "x\u017f.example", ".".join(["x" * 60] * 5)):
         assert places(find_addresses(Hop("smtp", host, is_domain=True), frozenset())) == "550 5.1.2"
 
 
