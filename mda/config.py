@@ -587,6 +587,11 @@ def local_domains(config: Config) -> frozenset[str]:
     return frozenset(name.lower() for name in names if name)
 
 
+def own_domains(config: Config) -> frozenset[str]:
+    """The local domains and our official name, in lower case: what mail for us may have."""
+    return local_domains(config) | {official_name(config).lower()}
+
+
 def _full_name(node: str) -> str:
     """The name with a dot that /etc/hosts gives beside `node`, else `node` itself."""
     for line in _read_start(HOSTS_FILE).split("\n"):

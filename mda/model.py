@@ -72,6 +72,12 @@ def classify_os_error(error: OSError, doing: str) -> Outcome:
     return Outcome(451, "4.3.0", f"Local error ({reason})")
 
 
+def cannot_keep(error: OSError, doing: str) -> Outcome:
+    """A failure of our own store, which is no fault of the message: always temporary."""
+    outcome = classify_os_error(error, doing)
+    return outcome if outcome.is_temporary else Outcome(452, "4.3.1", outcome.text)
+
+
 class Path:
     """A reverse-path or forward-path (RFC 821 4.1.2), taken apart.
 

@@ -16,7 +16,7 @@ import time
 from mda import log, wire
 from mda.config import mailbox_mode_for, official_name, queue_directory
 from mda.delivery import command, maildir, mbox, quota
-from mda.model import Outcome, classify_os_error
+from mda.model import Outcome, cannot_keep, classify_os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Copies:
             os.ftruncate(self._spool_fds[form], 0)
             os.lseek(self._spool_fds[form], 0, os.SEEK_SET)
         except OSError as error:
-            return classify_os_error(error, "opening the spool"), -1
+            return cannot_keep(error, "opening the spool"), -1
         return Outcome(250, "2.0.0", "Spool"), self._spool_fds[form]
 
     def take_text(self, form: bytes, fd: int, size: int) -> None:
@@ -148,7 +148,7 @@ class Copies:
             with self._identities.as_spool_user():
                 name = queue.put(queue_directory(self._config), envelope, pieces)
         except OSError as error:
-            return classify_os_error(error, "queueing the message")
+            return cannot_keep(error, "queueing the message")
         log.write("queued", queue=name, sender=message.sender, recipients=len(addressees))
         return Outcome(250, "2.0.0", f"Queued as {name}")
 

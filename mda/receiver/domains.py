@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _socket
 
-from mda.config import local_domains, official_name
+from mda.config import own_domains
 from mda.receiver.grammar import pack_address
 
 TYPE_CHECKING = False
@@ -28,8 +28,7 @@ class Domains:
         if not domain or self.takes_any:
             return True
         if self._names is None:
-            names = local_domains(self._config) | {official_name(self._config).lower()}
-            self._names = frozenset(map(to_ascii, names))
+            self._names = frozenset(map(to_ascii, own_domains(self._config)))
         name = to_ascii(domain.decode("utf-8").lower())
         return name in self._names or is_own_address(name)
 

@@ -7,7 +7,7 @@ import os
 from mda import log
 from mda.content.headers import HeaderFilter
 from mda.content.quoting import Quoter
-from mda.model import Outcome, classify_os_error
+from mda.model import Outcome, cannot_keep
 from mda.receiver import replies
 
 TYPE_CHECKING = False
@@ -132,7 +132,7 @@ class StoredForm:
             write_all(self._fd, octets)
             self._size += len(octets)
         except OSError as error:
-            return cannot_keep(error)
+            return cannot_keep(error, "keeping the message")
         return None
 
     def _move_to_disk(self) -> Outcome | None:
@@ -170,12 +170,6 @@ class StoredForm:
                 os.close(fd)
             except OSError as error:
                 log.write("text", log.WARNING, error=f"closing: {error.strerror}")
-
-
-def cannot_keep(error: OSError) -> Outcome:
-    """A failure of our own store, which is no fault of the message: always temporary."""
-    outcome = classify_os_error(error, "keeping the message")
-    return outcome if outcome.is_temporary else Outcome(452, "4.3.1", outcome.text)
 
 
 def write_all(fd: int, octets: bytes) -> None:

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 
-from mda.config import local_domains, official_name
+from mda.config import own_domains
 from mda.delivery.maildir import find_folder
 from mda.model import Account, Outcome, Target, classify_os_error
 from mda.recipients import aliases, passwd
@@ -134,8 +134,7 @@ class Host:
     def is_ours(self, domain: bytes) -> bool:
         """Is a domain in one of our own files one of ours?"""
         if not self._domains:
-            names = local_domains(self.config) | {official_name(self.config).lower()}
-            self._domains = frozenset(names)
+            self._domains = own_domains(self.config)
         return domain.decode("utf-8", "replace").lower() in self._domains
 
     def names_of(self, name: bytes) -> list[bytes]:
