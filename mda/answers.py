@@ -11,7 +11,7 @@ import time
 
 from mda import wire
 from mda.config import largest_text
-from mda.delivery.copies import Copies, Message, digest
+from mda.delivery.copies import Copies, Message, name_place
 from mda.delivery.deliver import run
 from mda.model import VERBS, Outcome, Target
 from mda.recipients import expand, fullname
@@ -127,7 +127,12 @@ class Answers:
         )
 
     def _pick(self, local_part: bytes, only: bytes) -> list[Target]:
-        """The one place that has failed before, as long as the address still leads there."""
+        """The one place that has failed before, or what has taken its place since.
+
+        What cannot be followed now may lead there again. A person's mail that can no longer
+        go where it should have gone, since the person has changed that or the host where
+        mailboxes are, is for the mailbox.
+        """
         if not self._peer.is_queue:
             raise wire.WireError("a place that only the queue may ask for")
         targets = [
@@ -135,9 +140,14 @@ class Answers:
             for is_handed_over in (False, True)
             for target in self._expand(local_part, b"MAIL", is_handed_over=is_handed_over)
         ]
-        found = [each for each in targets if digest(each).encode("ascii") == only]
-        # What cannot be followed now may lead there again.
+        uid = only.partition(b".")[0]
+        found = [each for each in targets if name_place(each).encode("ascii") == only]
         found += [each for each in targets if each.outcome and each.outcome.is_temporary]
+        found += [
+            each
+            for each in targets
+            if each.kind == "mailbox" and each.account and b"%d" % each.account.uid == uid
+        ]
         found.append(Target("failure", None, address=local_part, outcome=_LEADS_ELSEWHERE))
         return found[:1]
 
@@ -250,12 +260,14 @@ class Answers:
     def _queue(self, fields: list[bytes]) -> Outcome:
         """One message into the queue, for targets that leave us and for those that failed."""
         match fields:
-            case [verb, sender, prefix, (b"utf8" | b"ascii") as charset, *numbers] if (
+            case [verb, sender, head, (b"utf8" | b"ascii") as charset, *numbers] if (
                 verb in VERBS and numbers
             ):
                 pass
             case _:
                 raise wire.WireError("malformed request")
+        if head and not head.endswith(b"\n"):
+            raise wire.WireError("header lines without an end")
         items = []
         for number in numbers:
             target = self._target(number)
@@ -264,8 +276,7 @@ class Answers:
             items += [(place, asked) for place in places]
         if not items:
             return _NOTHING_FAILED
-        message = Message(sender, b"", prefix, 0.0)
-        return self.copies.queue(VERBS[verb], items, message, is_utf8=charset == b"utf8")
+        return self.copies.queue(VERBS[verb], sender, head, items, is_utf8=charset == b"utf8")
 
 
 def judge_targets(targets: list[Target]) -> Outcome:

@@ -274,18 +274,18 @@ class Broker:
         copies: list[Copy],
         *,
         sender: bytes = b"",
-        prefix: bytes = b"",
+        head: bytes = b"",
         is_utf8: bool = False,
     ) -> Outcome:
         """Queue the message for copies that leave this host, or have failed for now.
 
-        `sender` and `prefix` are as for `deliver`.
+        `sender` is as for `deliver`, `head` the header lines that go before the text.
         """
         outcome, _, _ = self._ask(
             QUEUE,
             verb.encode("ascii"),
             sender,
-            prefix,
+            head,
             b"utf8" if is_utf8 else b"ascii",
             *(b"%d" % copy.number for copy in copies),
         )

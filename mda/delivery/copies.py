@@ -120,14 +120,16 @@ class Copies:
     def queue(
         self,
         verb: Verb,
+        sender: bytes,
+        head: bytes,
         items: list[tuple[Target, bytes]],
-        message: Message,
         *,
         is_utf8: bool = False,
     ) -> Outcome:
         """Let the message wait on disk for targets that leave this host, or failed for now.
 
-        With each target comes the local part that was asked for.
+        `head` are the header lines that go before the text; with each target comes the
+        local part that was asked for. Raises WireError.
         """
         from mda.outbound import queue  # needs json, which mail for this host never does
 
@@ -137,19 +139,19 @@ class Copies:
             if target.kind == "remote":
                 addressees.append(queue.Addressee(os.fsencode(local_part), os.fsencode(domain)))
             else:
-                addressees.append(queue.Addressee(asked, b"", digest(target)))
+                addressees.append(queue.Addressee(asked, b"", name_place(target)))
         form = b"p" if b"p" in self._texts else b"q"
         fd, size = self._text(form)
         envelope = queue.Envelope(
-            verb, message.sender, addressees, form=form.decode("ascii"), is_utf8=is_utf8
+            verb, sender, addressees, form=form.decode("ascii"), is_utf8=is_utf8
         )
-        pieces = itertools.chain([header_of(message.prefix)], read_at(fd, size))
+        pieces = itertools.chain([head], read_at(fd, size))
         try:
             with self._identities.as_spool_user():
                 name = queue.put(queue_directory(self._config), envelope, pieces)
         except OSError as error:
             return cannot_keep(error, "queueing the message")
-        log.write("queued", queue=name, sender=message.sender, recipients=len(addressees))
+        log.write("queued", queue=name, sender=sender, recipients=len(addressees))
         return Outcome(250, "2.0.0", f"Queued as {name}")
 
     def failed(self, target: Target) -> list[Target]:
@@ -165,7 +167,7 @@ class Copies:
     def _mail_now(self, target: Target, message: Message) -> Outcome:
         account = target.account
         if target.kind == "remote":
-            return self.queue("MAIL", [(target, b"")], message)
+            return self.queue("MAIL", message.sender, head_of(message.prefix), [(target, b"")])
         if account is None:
             return target.outcome or Outcome(451, "4.3.0", "Nowhere to go")
         if target.kind == "nothing":
@@ -281,20 +283,22 @@ class Copies:
         os.waitpid(pid, 0)
 
 
-def digest(target: Target) -> str:
-    """What the queue calls a place of this host: it is the same as long as the place is."""
+def name_place(target: Target) -> str:
+    """What the queue calls a place of this host: whose it is, and a digest of which."""
     import hashlib
 
-    return hashlib.blake2b(repr(target.key).encode(), digest_size=16).hexdigest()
+    uid = target.account.uid if target.account else -1
+    return f"{uid}.{hashlib.blake2b(repr(target.key).encode(), digest_size=16).hexdigest()}"
 
 
-def header_of(prefix: bytes) -> bytes:
-    """What of the lines before a text goes with it into the queue.
+def head_of(prefix: bytes) -> bytes:
+    """The lines before a text without those that only a final delivery adds.
 
-    Not the From_ line and the Return-Path, which only a final delivery adds (RFC 821 4.1.1).
+    These are the From_ line, the Return-Path (RFC 821 4.1.1) and X-Original-To.
     """
+    final = (b"Return-Path:", b"X-Original-To:")
     lines = prefix.split(b"\n")[1:]
-    return b"\n".join(line for line in lines if not line.startswith(b"Return-Path:"))
+    return b"\n".join(line for line in lines if not line.startswith(final))
 
 
 def read_at(fd: int, size: int) -> Iterator[bytes]:

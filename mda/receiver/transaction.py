@@ -99,8 +99,7 @@ class Transaction:
         recipient = Recipient(path, copies)
         if outcome.is_done and envelope.verb in TERMINAL_VERBS:
             outcome = self._probe(envelope, recipient)
-        is_elsewhere = outcome.code == 251
-        reply = replies.of_outcome(outcome, "" if is_elsewhere else subject(path))
+        reply = replies.of_outcome(outcome, subject(path))
         if not reply.is_accepted:
             self._refuse(envelope, reply, to=path.text)
             # What is wrong with a file of a user's is for this host to know.
@@ -187,25 +186,27 @@ class Transaction:
 
         Those of one sender and one forwarding address go in one message.
         """
+        envelope = self._open_envelope
+        groups: dict[tuple[bytes, bytes], dict[int, tuple[Recipient, Copy]]] = {}
+        for recipient in envelope.recipients:
+            for copy in recipient.copies:
+                if copy.is_remote:
+                    group = groups.setdefault((self._sender(copy), copy.address), {})
+                    group.setdefault(copy.number, (recipient, copy))
         served: dict[int, Outcome] = {}
-        groups: dict[tuple[bytes, bytes], dict[int, Copy]] = {}
-        for recipient in self._open_envelope.recipients:
-            for copy in recipient.copies:
-                if copy.is_remote:
-                    key = (self._sender(copy), copy.address)
-                    groups.setdefault(key, {})[copy.number] = copy
         for group in groups.values():
-            copies = list(group.values())
-            address = self._address_of(copies[0])
-            before = text.has_been_at(address)
-            looped = replies.to_outcome(replies.DELIVERED_BEFORE) if before else None
-            outcome = text.error or looped or self._queue(copies, address)
-            served.update(dict.fromkeys(group, outcome))
-        for recipient in self._open_envelope.recipients:
-            for copy in recipient.copies:
-                if copy.is_remote:
-                    self._log(self._open_envelope, recipient, copy, served[copy.number])
+            served.update(self._send_group([copy for _, copy in group.values()], text))
+            for number, (recipient, copy) in group.items():
+                self._log(envelope, recipient, copy, served[number])
         return served
+
+    def _send_group(self, copies: list[Copy], text: TextStore) -> dict[int, Outcome]:
+        address = self._address_of(copies[0])
+        looped = replies.to_outcome(replies.DELIVERED_BEFORE)
+        refused = text.error or (looped if text.has_been_at(address) else None)
+        if refused:
+            return dict.fromkeys((copy.number for copy in copies), refused)
+        return self._queue(copies, delivered_to(address))
 
     def _keep_failed(
         self,
@@ -226,33 +227,27 @@ class Transaction:
             if served[number].is_temporary and not copy.is_remote:
                 by_sender.setdefault(self._sender(copy), []).append(copy)
         for failed in by_sender.values():
-            outcome = self._queue(failed, b"")
-            if outcome.is_done:
-                served.update(dict.fromkeys((copy.number for copy in failed), outcome))
+            outcomes = self._queue(failed, b"")
+            served.update({each: outcome for each, outcome in outcomes.items() if outcome.is_done})
 
-    def _queue(self, copies: list[Copy], address: bytes) -> Outcome:
-        """Let the message wait for copies with one sender; `address` is for Delivered-To."""
+    def _queue(self, copies: list[Copy], mark: bytes) -> dict[int, Outcome]:
+        """Let the message wait for copies with one sender; each one's outcome, by its number.
+
+        `mark` is the Delivered-To line, or nothing where the next try adds its own.
+        """
         envelope = self._open_envelope
-        sender = self._sender(copies[0])
-        prefix = b"".join(
-            (
-                from_line(sender, time.time()),
-                delivered_to(address) if address else b"",
-                self._stamp(None),
-            )
-        )
-        outcome = Outcome(250, "2.0.0", "OK")
+        outcomes: dict[int, Outcome] = {}
         for at in range(0, len(copies), _MOST_QUEUED):
+            part = copies[at : at + _MOST_QUEUED]
             outcome = self._broker.queue(
                 envelope.verb,
-                copies[at : at + _MOST_QUEUED],
-                sender=sender,
-                prefix=prefix,
+                part,
+                sender=self._sender(copies[0]),
+                head=mark + self._stamp(None),
                 is_utf8=envelope.is_utf8,
             )
-            if not outcome.is_done:
-                return outcome
-        return outcome
+            outcomes.update(dict.fromkeys((copy.number for copy in part), outcome))
+        return outcomes
 
     def _address_of(self, copy: Copy) -> bytes:
         """What the Delivered-To line of a copy names."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import socket
@@ -16,7 +18,7 @@ from support.nexthop import NextHop
 from support.sandbox import SPOOL_UID, Sandbox, effective_uid, start_command
 from support.serving import served
 
-from mda.model import Outcome
+from mda.model import Outcome, cannot_keep
 from mda.outbound import queue, runner
 from mda.outbound.queue import Addressee, Envelope
 
@@ -489,3 +491,49 @@ def test_what_waits_is_the_message_in_hand_and_no_earlier_one(host: Host) -> Non
     assert [each[:3] for each in replies[-2:]] == [b"250", b"221"]
     texts = [path.read_bytes() for path in waiting(host.sandbox, "new")]
     assert sorted(text.rsplit(b"\n\n", 1)[1] for text in texts) == [b"first\n", b"second\n"]
+
+
+@contextlib.contextmanager
+def locked_out(host: Host, user: str) -> Iterator[str]:
+    """The mailbox of a user is locked; the configuration that soon gives up on that."""
+    lock = host.sandbox.root / f"mail/{user}.lock"
+    lock.write_text("1\n")
+    try:
+        yield "[delivery]\nlock_seconds = 1\n"
+    finally:
+        lock.unlink()
+
+
+def test_mail_that_waits_for_a_mailbox_finds_the_new_one(host: Host) -> None:
+    """The host has moved to Maildir in the meantime; nothing comes back to the sender."""
+    with locked_out(host, "alice") as config:
+        assert host.send("alice", "carol", config=config)[-1].startswith(b"250 ")
+    maildirs = "[delivery]\nmailbox = '{home}/Maildir/'\n"
+    with served(host.sandbox, "--config", host.sandbox.configure(host.config + maildirs)):
+        queue_command(host, "run", config=maildirs)
+    assert all_waiting(host.sandbox) == []
+    kept = host.sandbox.run(
+        ["sh", "-c", "cat /home/alice/Maildir/new/*; rm -r /home/alice/Maildir"]
+    )
+    assert kept.stdout.count(b"From me\n") == 1
+
+
+def test_mail_that_waits_for_a_file_goes_to_the_mailbox_once_that_is_no_longer_named(
+    host: Host,
+) -> None:
+    host.sandbox.run(["mkdir", "/home/alice/file"])  # no file to write to
+    host.forward("alice", "/home/alice/file\n")
+    assert host.send("alice", "carol")[-1].startswith(b"250 ")
+    with served(host.sandbox, "--config", host.sandbox.configure(host.config)):
+        queue_command(host, "run")
+        assert "451 4." in queue_command(host, "list")
+        host.sandbox.run(["rm", "/home/alice/.forward"])
+        queue_command(host, "run", "--now")
+    host.sandbox.run(["rmdir", "/home/alice/file"])
+    assert host.has("alice") == 1
+    assert host.sandbox.mailbox("bob") is None, "nothing has come back"
+
+
+def test_a_quota_on_our_own_disk_is_no_full_mailbox() -> None:
+    outcome = cannot_keep(OSError(errno.EDQUOT, "x"), "queueing the message")
+    assert (outcome.code, outcome.enhanced) == (452, "4.3.1")

@@ -144,11 +144,11 @@ def test_each_request_reaches_the_broker_whole(
     )
 
     def queue(broker: wire.Broker) -> Outcome:
-        return broker.queue("SOML", [copy, copy], sender=b"s", prefix=b"From x\n", is_utf8=True)
+        return broker.queue("SOML", [copy, copy], sender=b"s", head=b"A: b\n", is_utf8=True)
 
     assert answered(pair, queue, wire.pack_outcome(done)) == (
         done,
-        [wire.QUEUE, b"SOML", b"s", b"From x\n", b"utf8", b"3", b"3"],
+        [wire.QUEUE, b"SOML", b"s", b"A: b\n", b"utf8", b"3", b"3"],
     )
 
 
