@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from mda.outbound.queue import Addressee, Waiting
 
-_UNREADABLE = (ValueError, TypeError, IndexError, KeyError, AttributeError)
-
 
 @click.group("queue")
 @click.option("--config", "config_file", default=CONFIG_FILE, metavar="FILE")
@@ -54,8 +52,8 @@ def read_folder(directory: str, folder: str) -> Iterator[Waiting]:
                 yield queue.Waiting(directory, folder, name)
             except FileNotFoundError:
                 continue  # sent in the meantime
-            except _UNREADABLE as error:
-                click.echo(f"{name}: cannot be read: {error}", err=True)
+            except queue.Unreadable as error:
+                click.echo(f"cannot be read: {error}", err=True)
     except OSError as error:
         raise click.ClickException(f"{directory}: {error.strerror}") from error
 
@@ -94,8 +92,10 @@ def find(config: Config, name: str) -> Waiting:
     """The message of that name; raises ClickException."""
     try:
         waiting = queue.find(queue_directory(config), name)
-    except (OSError, *_UNREADABLE) as error:
-        raise click.ClickException(f"{name}: {error}") from error
+    except queue.Unreadable as error:
+        raise click.ClickException(f"cannot be read: {error}") from error
+    except OSError as error:
+        raise click.ClickException(f"{name}: {error.strerror}") from error
     if waiting is None:
         raise click.ClickException(f"{name}: no such message in the queue")
     return waiting

@@ -10,6 +10,7 @@ to the user `mda`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
 FOLDERS = ("new", "wait", "held")
 _LOG = "log"
 _PART = "part"
-_OLDEST_PART = 86_400  # seconds
+_LEFT_BEHIND = 86_400  # seconds after which nobody can still be at work on a file
 _LARGEST_ENVELOPE = 16 << 20
 _LARGEST_LOG = 64 << 20
 _PIECE = 1 << 16
+
+
+class Unreadable(Exception):
+    """What is in a file of the queue is nothing that we have written."""
 
 
 class Addressee:
@@ -78,7 +83,7 @@ class Envelope:
 
 
 class Waiting:
-    """A message in the queue, as its two files say; raises OSError or ValueError."""
+    """A message in the queue, as its two files say; raises OSError or Unreadable."""
 
     def __init__(self, directory: str, folder: str, name: str) -> None:
         self.directory = directory
@@ -89,12 +94,15 @@ class Waiting:
         with open(self.path, "rb", opener=_open_plain) as file:
             line = file.readline(_LARGEST_ENVELOPE)
             status = os.fstat(file.fileno())
-        self.envelope = _read_envelope(line)
         self.begin = len(line)
         self.size = status.st_size - self.begin
         self.due = status.st_mtime
-        for step in _read_steps(self._log_path):
-            self._take(step)
+        try:
+            self.envelope = _read_envelope(line)
+            for step in _read_steps(self._log_path):
+                self._take(step)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise Unreadable(f"{name}: {error}") from error
 
     @property
     def path(self) -> str:
@@ -194,7 +202,7 @@ def put(directory: str, envelope: Envelope, pieces: Iterable[bytes]) -> str:
     name = f"{time.time_ns():x}.{os.urandom(6).hex()}"
     # A file without a name would leave no part behind, but whoever has changed his effective
     # uid may not use /proc/self/fd to give it one.
-    part = os.path.join(directory, _PART, name)
+    part, place = (os.path.join(directory, each, name) for each in (_PART, "new"))
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb", buffering=_PIECE) as file:
@@ -202,11 +210,13 @@ def put(directory: str, envelope: Envelope, pieces: Iterable[bytes]) -> str:
             file.writelines(pieces)
             file.flush()
             os.fsync(fd)
-        os.rename(part, os.path.join(directory, "new", name))
+        os.rename(part, place)
+        _sync_folder(os.path.dirname(place))
     except OSError:
-        os.unlink(part)
+        for path in (part, place):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         raise
-    _sync_folder(os.path.join(directory, "new"))
     return name
 
 
@@ -235,18 +245,19 @@ def list_names(directory: str, folder: str) -> Iterator[tuple[str, float]]:
 def sweep(directory: str) -> None:
     """Remove the logs of messages that are gone, and parts of some that never were there.
 
-    Raises OSError.
+    Only old ones: a part may grow, and a message be on its way from folder to folder, just
+    now. Raises OSError.
     """
-    for name, changed in list_names(directory, _PART):
-        if changed < time.time() - _OLDEST_PART:
-            os.unlink(os.path.join(directory, _PART, name))
-    for name, _ in list_names(directory, _LOG):
-        if not any(os.path.exists(os.path.join(directory, each, name)) for each in FOLDERS):
-            os.unlink(os.path.join(directory, _LOG, name))
+    latest = time.time() - _LEFT_BEHIND
+    for folder in (_PART, _LOG):
+        for name, changed in list_names(directory, folder):
+            is_there = any(os.path.exists(os.path.join(directory, f, name)) for f in FOLDERS)
+            if changed < latest and not is_there:
+                os.unlink(os.path.join(directory, folder, name))
 
 
 def find(directory: str, name: str) -> Waiting | None:
-    """The message of that name in any folder; raises OSError or ValueError."""
+    """The message of that name in any folder; raises OSError or Unreadable."""
     if not name or "/" in name or name.startswith("."):
         return None
     for folder in FOLDERS:

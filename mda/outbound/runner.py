@@ -104,7 +104,7 @@ class Run:
             waiting = Waiting(self._directory, folder, name)
         except FileNotFoundError:
             return True
-        except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        except queue.Unreadable as error:
             log.write("queue", log.ERROR, queue=name, error=f"held, since unreadable: {error}")
             places = (os.path.join(self._directory, each, name) for each in (folder, "held"))
             os.rename(*places)

@@ -537,3 +537,36 @@ def test_mail_that_waits_for_a_file_goes_to_the_mailbox_once_that_is_no_longer_n
 def test_a_quota_on_our_own_disk_is_no_full_mailbox() -> None:
     outcome = cannot_keep(OSError(errno.EDQUOT, "x"), "queueing the message")
     assert (outcome.code, outcome.enhanced) == (452, "4.3.1")
+
+
+def test_a_message_that_is_not_surely_on_disk_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client is told to come again, and must not be the second to bring it."""
+    fsync = os.fsync
+
+    def fail_for_folders(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.EIO, "no")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fail_for_folders)
+    with pytest.raises(OSError, match="no"):
+        queue.put(str(tmp_path), Envelope("MAIL", b"", [Addressee(b"a", b"far")]), [b"x\n"])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_only_what_is_old_is_swept_away(tmp_path: Path) -> None:
+    message = queue.put(str(tmp_path), Envelope("MAIL", b"", [Addressee(b"a", b"far")]), [b"x\n"])
+    names = [f"{folder}/{name}" for folder in ("part", "log") for name in ("old", "young")]
+    names.append(f"log/{message}")
+    for name in names:
+        (tmp_path / name).touch()
+        if not name.endswith("young"):
+            os.utime(tmp_path / name, (1, 1))
+    queue.sweep(str(tmp_path))
+    assert [name for name in names if (tmp_path / name).exists()] == [
+        "part/young",
+        "log/young",
+        f"log/{message}",
+    ]
