@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from mda.model import Verb
 
     Tls = Literal["never", "may", "must"]
-    Step = "Say | SayText | Hear | StartTls"
     Dialogue = Generator["Say | SayText | Hear | StartTls", "Reply | None", None]
 
+_DATA = b"DATA\r\n"
 MOST_RECIPIENTS = 100  # of one transaction (RFC 821 4.5.3)
 _LONGEST_COMMAND = 512  # octets with CRLF (RFC 821 4.5.3)
 _LONGEST_TEXT = 400  # characters of a reply that are kept
 _MOST_LINES = 200  # of one reply
+_LONGEST_LINE = 8192  # octets of a reply
 # How long each reply may take, in seconds (RFC 5321 4.5.3.2).
 SECONDS = {"greeting": 300, "command": 300, "data": 120, "block": 180, "end": 600, "quit": 30}
 
@@ -122,14 +123,17 @@ class Request:
 class Result:
     """What came of a request: an outcome for each path, in their order, None where unsettled.
 
-    `failure` is why the hop could not be spoken to at all; another may be tried then.
-    `leftover` are the numbers of the paths that want a transaction of their own.
+    `failure` is why the channel was lost before the text, so that nobody can have it from
+    there and another host may be tried. `leftover` are the numbers of the paths that want a
+    transaction of their own.
     """
 
     def __init__(self, count: int) -> None:
         self.outcomes: list[Outcome | None] = [None] * count
         self.leftover: list[int] = []
         self.failure: Outcome | None = None
+        self.is_greeted = False
+        self.is_text_begun = False
 
     def settle(self, outcome: Outcome) -> None:
         """The outcome of all that have none yet."""
@@ -159,13 +163,13 @@ class ReplyReader:
             found = re.fullmatch(
                 rb"([1-5][0-9][0-9])(?:([ -])(.*))?", line.rstrip(b"\r"), re.DOTALL
             )
-            if found is None or len(self._lines) >= _MOST_LINES:
+            if found is None or len(line) > _LONGEST_LINE or len(self._lines) >= _MOST_LINES:
                 raise Lost(not_understood(_clean(line)))
             self._lines.append(_clean(found[3] or b""))
             if found[2] != b"-":
                 lines, self._lines = self._lines, []
                 return Reply(int(found[1]), lines)
-        if len(self._buffer) > 8192:
+        if len(self._buffer) > _LONGEST_LINE:
             raise Lost(not_understood("an endless line"))
         return None
 
@@ -181,12 +185,13 @@ def not_understood(text: str) -> Outcome:
 
 def outcome_of(reply: Reply) -> Outcome:
     """A reply that ends a step as an outcome; by its first digit only 2yz is success."""
-    text = " ".join(reply.lines)
     if reply.code // 100 not in (2, 4, 5):
-        return not_understood(f"{reply.code} {text}")
-    found = re.match(rf"({reply.code // 100}\.\d{{1,3}}\.\d{{1,3}})(?: |$)", text)
+        return not_understood(f"{reply.code} {' '.join(reply.lines)}")
+    found = re.match(rf"({reply.code // 100}\.\d{{1,3}}\.\d{{1,3}})(?: |$)", reply.lines[0])
     enhanced = found[1] if found else f"{reply.code // 100}.0.0"
-    return Outcome(reply.code, enhanced, text.removeprefix(enhanced).strip()[:_LONGEST_TEXT])
+    # It stands on every line (RFC 2034 4).
+    text = " ".join(line.removeprefix(enhanced).strip() for line in reply.lines)
+    return Outcome(reply.code, enhanced, text[:_LONGEST_TEXT])
 
 
 def converse(request: Request, result: Result) -> Dialogue:
@@ -194,14 +199,14 @@ def converse(request: Request, result: Result) -> Dialogue:
     try:
         yield from _expect_greeting()
         extensions = yield from _greet(request)
-    except Lost as lost:
-        result.failure = lost.outcome
-        return
-    try:
+        result.is_greeted = True
         yield from _transact(request, result, extensions)
     except Lost as lost:
-        result.settle(lost.outcome)
         result.leftover.clear()
+        if result.is_text_begun:
+            result.settle(lost.outcome)
+        else:
+            result.failure = lost.outcome
         return
     try:
         yield Say(b"QUIT\r\n")
@@ -318,11 +323,8 @@ def _address(
     opening: bytes, commands: list[tuple[int, bytes]], result: Result, *, is_pipelined: bool
 ) -> Generator[Say | Hear, Reply | None, tuple[bool, list[int]]]:
     """The reverse-path and the recipients: is it accepted, and the numbers of those that are."""
-    yield Say(
-        b"".join(
-            [opening, *(each for _, each in commands), b"DATA\r\n"][: None if is_pipelined else 1]
-        )
-    )
+    more = [*(command for _, command in commands), _DATA] if is_pipelined else []
+    yield Say(b"".join([opening, *more]))
     opened = outcome_of((yield from _hear("command")))
     accepted: list[int] = []
     for number, command in commands:
@@ -360,7 +362,7 @@ def _say_text(
     if not accepted and not is_pipelined:
         return
     if not is_pipelined:
-        yield Say(b"DATA\r\n")
+        yield Say(_DATA)
     reply = yield from _hear("data")
     if reply.code // 100 == 3 and not accepted:
         yield from _say_no_text(may_be_said=is_opened and not request.is_lmtp)
@@ -371,6 +373,7 @@ def _say_text(
         for number in accepted:
             result.outcomes[number] = refused
         return
+    result.is_text_begun = True
     yield SayText()
     for number in accepted if request.is_lmtp else accepted[:1]:
         result.outcomes[number] = outcome_of((yield from _hear("end")))

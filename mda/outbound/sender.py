@@ -5,19 +5,20 @@ from __future__ import annotations
 import socket
 import time
 
-from mda.model import Outcome
+from mda.model import Outcome, cannot_keep
 from mda.outbound import dialogue
 from mda.outbound.dialogue import Hear, Lost, ReplyReader, Request, Result, Say, SayText, StartTls
 from mda.outbound.text import stuff
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     Address = tuple[int, object]  # family, and what connect takes
 
 _CONNECT_SECONDS = 30
 _READ = 65_536
+_BLOCK = 65_536
 
 
 def send(
@@ -65,6 +66,25 @@ def _drive(steps: dialogue.Dialogue, wire: Wire, read_text: Callable[[], Iterabl
         return
 
 
+def read(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The text; raises Lost where it cannot be read, which is no fault of the next host."""
+    try:
+        yield from pieces
+    except OSError as error:
+        raise Lost(cannot_keep(error, "reading the message")) from error
+
+
+def gather(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The same octets in blocks of `size` at least, but for the last."""
+    block = bytearray()
+    for piece in pieces:
+        block += piece
+        if len(block) >= size:
+            yield bytes(block)
+            block.clear()
+    yield bytes(block)
+
+
 class Wire:
     """The channel to the hop, in the clear or not."""
 
@@ -88,7 +108,7 @@ class Wire:
                 self._channel.sendall(step.octets)
             case SayText():
                 self._channel.settimeout(dialogue.SECONDS["block"])
-                for octets in stuff(read_text()):
+                for octets in gather(stuff(read(read_text())), _BLOCK):
                     self._channel.sendall(octets)
             case StartTls():
                 self._start_tls()

@@ -192,12 +192,11 @@ def test_the_first_recipient_refused_with_552_is_refused() -> None:
         (["250 ok", "250 ok", "354 go", "354 again"], "451 4.5.0"),
         (["250 ok", "250 ok", "354 go", "421 4.3.2 down"], "421 4.3.2"),
         (["250 ok", "250 ok", "354 go"], "451 4.4.2"),
-        (["250 ok", "nonsense"], "451 4.5.0"),
     ],
 )
 def test_a_reply_out_of_place_is_a_failure_for_now(replies: list[str], outcome: str) -> None:
     """RFC 821 4.4."""
-    is_told_goodbye = outcome == "451 4.5.0" and replies[-1] not in ("nonsense", "221 bye")
+    is_told_goodbye = outcome == "451 4.5.0" and replies[-1] != "221 bye"
     goodbye = ["221 bye"] if is_told_goodbye else []
     spoken = Spoken(request(), "220 hop", "250 hop", *replies, *goodbye)
     assert spoken.outcomes == [outcome]
@@ -211,6 +210,27 @@ def test_a_hop_that_does_not_greet_has_failed_as_a_hop(replies: list[str]) -> No
     assert spoken.result.failure is not None
     assert spoken.result.failure.is_temporary
     assert spoken.outcomes == [""]
+
+
+@pytest.mark.parametrize(
+    ("replies", "failure"),
+    [
+        ([], "451 4.4.2"),
+        (["250 ok"], "451 4.4.2"),
+        (["250 ok", "nonsense"], "451 4.5.0"),
+        (["250 ok", "250 ok"], "451 4.4.2"),
+        (["421 4.3.2 down"], "421 4.3.2"),
+        (["250 ok", "421 4.3.2 down"], "421 4.3.2"),
+    ],
+)
+def test_a_hop_that_is_lost_before_the_text_leaves_it_to_another(
+    replies: list[str], failure: str
+) -> None:
+    """RFC 5321 5.1: the next address is to be tried, and nobody can have the message twice."""
+    result = Spoken(request(), "220 hop", "250 hop", *replies).result
+    assert result.failure is not None
+    assert f"{result.failure.code} {result.failure.enhanced}" == failure
+    assert result.outcomes == [None]
 
 
 def test_lmtp_has_a_reply_for_each_and_needs_lhlo() -> None:
@@ -277,8 +297,13 @@ def test_a_reply_is_read_however_it_is_cut() -> None:
     assert (outcome.enhanced, outcome.text) == ("2.1.0", "one two??")
 
 
+def test_the_enhanced_code_is_taken_off_every_line() -> None:
+    outcome = outcome_of(Reply(550, ["5.1.1 No such", "5.1.1 user here"]))
+    assert (outcome.enhanced, outcome.text) == ("5.1.1", "No such user here")
+
+
 def test_replies_are_bounded() -> None:
-    for flood in (b"2" * 10_000, b"250-x\r\n" * 300):
+    for flood in (b"2" * 10_000, b"250 " + b"x" * 10_000 + b"\r\n", b"250-x\r\n" * 300):
         reader = ReplyReader()
         reader.feed(flood)
         with pytest.raises(Lost):
