@@ -47,8 +47,8 @@ from mda.config import (
     official_name,
 )
 from mda.delivery.lock import printable
+from mda.outbound.program import SENDMAIL
 from mda.outbound.route import parse_hop
-from mda.outbound.runner import SENDMAIL
 from mda.recipients.aliases import INDEX_SUFFIX, is_index_stale
 
 TYPE_CHECKING = False

@@ -9,7 +9,8 @@ import click
 from mda import broker, log
 from mda.config import CONFIG_FILE, Config, ConfigError, load, queue_directory
 from mda.outbound import queue
-from mda.outbound.runner import run, spell
+from mda.outbound.attempt import spell
+from mda.outbound.runner import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -59,7 +59,7 @@ def _explain(name: str, failures: list[tuple[bytes, Outcome]], *, is_delay: bool
         "",
         "Your message has not been delivered yet to these recipients. It is tried further, and"
         if is_delay
-        else "Your message could not be delivered to these recipients; the others have it.",
+        else "Your message could not be delivered to these recipients.",
         *(["you need not send it again."] if is_delay else []),
         "",
     ]

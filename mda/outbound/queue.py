@@ -55,6 +55,12 @@ class Addressee:
         """Is there something left to try?"""
         return self.outcome is None or self.outcome.is_temporary
 
+    @property
+    def is_to_be_told(self) -> bool:
+        """Has it failed for good, and nobody been told?"""
+        is_lost = self.outcome is not None and not self.outcome.is_done and not self.is_open
+        return is_lost and not self.is_told
+
 
 class Envelope:
     """The envelope of a message that waits; `form` is the text's: "p" plain, "q" quoted.

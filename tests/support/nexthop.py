@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Self
 
 Answer = Callable[[bytes], bytes | None]
@@ -39,13 +39,16 @@ class NextHop:
         self, *keywords: bytes, answer: Answer | None = None, is_lmtp: bool = False
     ) -> None:
         self._keywords = keywords
-        self._answer = answer or (lambda _line: None)
+        self.answer = answer or (lambda _line: None)
         self._is_lmtp = is_lmtp
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.messages: list[Received] = []
         self.lines: list[bytes] = []
-        self.connections = 0
+        self._lock = threading.Lock()
+        self._open = 0
+        # Transactions between MAIL and the reply to the end of data.
+        self.most_at_once = 0
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
@@ -56,12 +59,7 @@ class NextHop:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
@@ -74,41 +72,43 @@ class NextHop:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            self.connections += 1
             thread = threading.Thread(target=self._serve, args=(connection,))
             self._threads.append(thread)
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
         connection.settimeout(20)
-        with connection, connection.makefile("rb") as lines:
-            try:
-                if self._say(connection, b"", b"220 hop ESMTP\r\n"):
-                    self._obey(connection, iter(lines.readline, b""))
-            except OSError:
-                return
+        with contextlib.suppress(OSError), connection, connection.makefile("rb") as lines:
+            if self._say(connection, self._choose(b"", b"220 hop ESMTP\r\n")):
+                self._obey(connection, iter(lines.readline, b""))
 
-    def _say(self, connection: socket.socket, line: bytes, usual: bytes) -> bool:
-        """The reply to a line: False where it hangs up instead."""
-        special = self._answer(line)
-        if special != b"":
-            connection.sendall(usual if special is None else special)
-        return special != b""
+    def _count(self, more: int) -> None:
+        with self._lock:
+            self._open += more
+            self.most_at_once = max(self.most_at_once, self._open)
+
+    def _choose(self, line: bytes, usual: bytes) -> bytes:
+        special = self.answer(line)
+        return usual if special is None else special
+
+    def _say(self, connection: socket.socket, reply: bytes) -> bool:
+        """Send a reply; False where there is none, and it hangs up instead."""
+        connection.sendall(reply)
+        return reply != b""
 
     def _obey(self, connection: socket.socket, lines: Iterator[bytes]) -> None:
         message = Received()
         for line in lines:
             self.lines.append(line)
             verb = line[:4].upper()
-            usual = self._usual(verb, message)
-            special = self._answer(line)
-            reply = usual if special is None else special
+            reply = self._choose(line, self._usual(verb, message))
             if b" FROM:" in line.upper() and reply.startswith(b"2"):
                 message = Received()
                 message.opening = line.rstrip()
+                self._count(1)
             elif verb == b"RCPT" and reply.startswith(b"2"):
                 message.recipients.append(line.rstrip())
-            if not self._say(connection, line, usual) or verb == b"QUIT":
+            if not self._say(connection, reply) or verb == b"QUIT":
                 return
             is_text = reply.startswith(b"354")
             if is_text and not (read_text(lines, message) and self._end(connection, message)):
@@ -127,8 +127,9 @@ class NextHop:
 
     def _end(self, connection: socket.socket, message: Received) -> bool:
         """The end of data: False where it hangs up instead of a reply."""
-        special = self._answer(b".")
-        if special is None or special.startswith(b"2"):
-            self.messages.append(message)
         ends = len(message.recipients) if self._is_lmtp else 1
-        return self._say(connection, b".", b"250 kept\r\n" * ends)
+        reply = self._choose(b".", b"250 kept\r\n" * ends)
+        if reply.startswith(b"2"):
+            self.messages.append(message)
+        self._count(-1)
+        return self._say(connection, reply)

@@ -67,6 +67,8 @@ BROKER_COLUMN = [
 # writes paths and notices.
 QUEUE_COLUMN = [
     "outbound.runner",
+    "outbound.attempt",
+    "outbound.program",
     "outbound.route",
     "outbound.sender",
     "outbound.dialogue",

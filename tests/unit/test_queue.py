@@ -19,7 +19,8 @@ from support.sandbox import SPOOL_UID, Sandbox, effective_uid, start_command
 from support.serving import served
 
 from mda.model import Outcome, cannot_keep
-from mda.outbound import queue, runner
+from mda.outbound import program, queue
+from mda.outbound.attempt import pause
 from mda.outbound.queue import Addressee, Envelope
 
 GOOD = [b"250 2.1.5", b"250 2.0.0"]
@@ -404,22 +405,29 @@ def test_only_the_queue_names_places(sandbox: Sandbox) -> None:
 def test_a_program_of_the_host_takes_it_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "sendmail"
-    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/words; cat >{tmp_path}/text\n')
-    program.chmod(0o755)
-    monkeypatch.setattr(runner, "SENDMAIL", str(program))
-    result = runner.send_by_program(b"", [b"-x@far", b"b@far"], [b"one\n", b"two\n"])
-    assert [each and each.code for each in result.outcomes] == [250, 250]
+    script = tmp_path / "sendmail"
+    monkeypatch.setattr(program, "SENDMAIL", str(script))
+
+    def hand_over(lines: str, sender: bytes) -> Outcome:
+        script.write_text(f"#!/bin/sh\n{lines}\n")
+        script.chmod(0o755)
+        name = queue.put(str(tmp_path / "q"), Envelope("MAIL", sender, []), [b"one\n", b"two\n"])
+        message = queue.find(str(tmp_path / "q"), name)
+        assert message is not None
+        return program.hand_over(message, [b"-x@far", b"b@far"])
+
+    keep = f'printf "%s\\n" "$@" >{tmp_path}/words; cat >{tmp_path}/text'
+    assert hand_over(keep, b"").code == 250
     assert (tmp_path / "words").read_text().split() == ["-i", "-f", "<>", "--", "-x@far", "b@far"]
     assert (tmp_path / "text").read_text() == "one\ntwo\n"
-    program.write_text("#!/bin/sh\ncat >/dev/null; echo no such user >&2; exit 67\n")
-    (outcome,) = runner.send_by_program(b"x", [b"b@far"], [b"text"]).outcomes
-    assert outcome is not None
-    assert (outcome.code, "no such user" in outcome.text) == (554, True)
-    program.write_text("#!/bin/sh\nexit 1\n")
-    (outcome,) = runner.send_by_program(b"x", [b"b@far"], [b"text" * 100_000]).outcomes
-    assert outcome is not None
-    assert outcome.code == 451
+    refused = hand_over("cat >/dev/null; echo no such user >&2; exit 67", b"x")
+    assert (refused.code, "no such user" in refused.text) == (554, True)
+    assert hand_over("exit 1", b"x").code == 451
+    monkeypatch.setattr(program, "_SECONDS", 0.2)
+    assert hand_over("exec sleep 60", b"x").text.endswith("has not ended in 0.2 seconds")
+    script.unlink()
+    monkeypatch.setattr(program, "SENDMAIL", "/nonexistent")
+    assert hand_over("", b"x").code == 451
 
 
 def test_nothing_is_sent_of_which_no_trace_can_be_kept(host: Host) -> None:
@@ -570,3 +578,57 @@ def test_only_what_is_old_is_swept_away(tmp_path: Path) -> None:
         "log/young",
         f"log/{message}",
     ]
+
+
+def test_a_slow_hop_has_a_few_connections_and_holds_up_nobody(host: Host) -> None:
+    for number in range(12):
+        put(host, b"a%d@slow.example" % number)
+    put(host, b"b@far.example")
+    arrived: list[int] = []
+
+    def dawdle(line: bytes) -> bytes | None:
+        time.sleep(0.3 if line == b"." else 0)
+        return None
+
+    with NextHop(answer=dawdle) as slow, NextHop() as hop:
+
+        def note(line: bytes) -> bytes | None:
+            if line == b".":
+                arrived.append(len(slow.messages))
+            return None
+
+        hop.answer = note
+        config = outbound(host, hop, "[outbound]\nconnections = 3\nconnections_per_hop = 2\n")
+        queue_command(host, "run", config=config + f'"slow.example" = "{slow.place}"\n')
+    assert (len(slow.messages), slow.most_at_once) == (12, 2)
+    assert len(hop.messages) == 1
+    assert arrived[0] <= 4, "it did not wait until the others were through"
+    assert all_waiting(host.sandbox) == []
+
+
+def test_what_stands_in_line_and_is_held_stops_nobody_behind_it(host: Host) -> None:
+    names = [put(host, b"a%d@far.example" % number) for number in range(6)]
+    held: list[str] = []
+
+    def hold(line: bytes) -> bytes | None:
+        if line == b"." and not held:
+            folder = host.sandbox.root / "spool/mda/queue"
+            for name in names:
+                if (folder / "new" / name).exists() and not (folder / "log" / name).exists():
+                    held.append(name)
+                    (folder / "new" / name).rename(folder / "held" / name)
+                    break
+        return None
+
+    with NextHop(answer=hold) as hop:
+        more = "[outbound]\nconnections_per_hop = 1\n"
+        queue_command(host, "run", config=outbound(host, hop, more))
+    assert len(hop.messages) == 5
+    assert [each.name for each in all_waiting(host.sandbox)] == held
+
+
+@pytest.mark.parametrize(("tries", "minutes"), [(1, 5), (2, 10), (3, 20), (7, 240), (99, 240)])
+def test_pauses_grow_up_to_the_most(tries: int, minutes: int) -> None:
+    pauses = {pause(tries, 5, 240) for _ in range(50)}
+    assert all(0.9 * 60 * minutes <= each <= 1.1 * 60 * minutes for each in pauses)
+    assert len(pauses) > 1, "all at one moment"

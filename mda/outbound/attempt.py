@@ -1,0 +1,260 @@
+"""One try at one message: its recipients to their next hops, and what follows from that."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from functools import partial
+
+from mda import log
+from mda.config import LMTP_SOCKET, official_name, own_domains, queue_directory
+from mda.model import VERBS, Outcome
+from mda.outbound import notice, queue, sender
+from mda.outbound.dialogue import MOST_RECIPIENTS, NO_TLS, Request, Result
+from mda.outbound.program import hand_over
+from mda.outbound.queue import Addressee, Envelope, Waiting
+from mda.outbound.route import Hop, find_addresses, find_hop
+from mda.outbound.text import Measures, unquote
+from mda.receiver.domains import Domains
+from mda.receiver.grammar import read_path, spell_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mda.config import Config
+
+    # Where mail goes, or why that cannot be told now; and the numbers of those that go there.
+    Way = tuple[Hop | Outcome, list[int]]
+
+_LOCAL = Hop("lmtp", path=LMTP_SOCKET, tls="never")
+_PROGRAM = Hop("sendmail")
+_POSTMASTER = b"postmaster"
+_DOWN_SECONDS = 60
+_LONGEST_LINE = 1000  # octets with CRLF (RFC 821 4.5.3)
+_HEAD = 65_536  # octets of the text that a notice is made from
+_LINE_TOO_LONG = Outcome(554, "5.6.0", "A line longer than 1,000 octets, which no hop need take")
+_HOP_DOWN = Outcome(451, "4.4.1", "The next host did not answer a moment ago")
+_NEVER_TRIED = Outcome(451, "4.4.0", "Not tried yet")
+
+
+class Attempts:
+    """What the tries of one run share: the configuration, and which hops are down."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._name = official_name(config)
+        self._own_domains = own_domains(config)
+        self._lock = threading.Lock()
+        self._down: dict[str, float] = {}
+
+    def find_ways(self, message: Waiting) -> dict[str, Way]:
+        """The ways of the addressees that are still open, by the key of each."""
+        ways: dict[str, Way] = {}
+        for number, each in enumerate(message.envelope.addressees):
+            if each.is_open:
+                hop = self._find_hop(each)
+                key = hop.key if isinstance(hop, Hop) else hop.text
+                ways.setdefault(key, (hop, []))[1].append(number)
+        return ways
+
+    def _find_hop(self, addressee: Addressee) -> Hop | Outcome:
+        outbound = self._config.outbound
+        if not addressee.domain:
+            return _LOCAL
+        if outbound.via == "sendmail":
+            return _PROGRAM
+        domain = addressee.domain.decode("utf-8", "replace")
+        try:
+            return find_hop(domain, vars(self._config.routes), outbound.smarthost)
+        except ValueError as error:
+            return Outcome(451, "4.3.5", f"Its route cannot be followed: {str(error)!a}")
+
+    def make(self, message: Waiting, ways: dict[str, Way]) -> None:
+        """Try all that is open, and keep what becomes of it; raises OSError."""
+        # First, so that nothing is sent of which no trace can be kept.
+        message.note_try()
+        for key, (hop, numbers) in ways.items():
+            self._go(message, key, hop, numbers)
+        self._conclude(message)
+
+    def _go(self, message: Waiting, key: str, hop: Hop | Outcome, numbers: list[int]) -> None:
+        """One way: in transactions of so many recipients, or more where the hop wants it."""
+        while numbers:
+            part, numbers = numbers[:MOST_RECIPIENTS], numbers[MOST_RECIPIENTS:]
+            result = self._send_unless_down(message, key, hop, part)
+            left = [part[at] for at in result.leftover]
+            outcomes = {
+                number: outcome
+                for number, outcome in zip(part, result.outcomes, strict=True)
+                if outcome is not None and number not in left
+            }
+            message.note(outcomes)
+            self._log(message, key, outcomes)
+            numbers = left + numbers
+
+    def _send_unless_down(
+        self, message: Waiting, key: str, hop: Hop | Outcome, numbers: list[int]
+    ) -> Result:
+        """A hop that has not answered is left alone for a while."""
+        with self._lock:
+            is_down = self._down.get(key, 0.0) > time.monotonic()
+        if is_down:
+            return settled(len(numbers), _HOP_DOWN)
+        if isinstance(hop, Outcome):
+            return settled(len(numbers), hop)
+        result = self._send(message, hop, numbers)
+        if result.failure is not None:
+            result.settle(result.failure)
+            if not result.is_greeted:
+                with self._lock:
+                    self._down[key] = time.monotonic() + _DOWN_SECONDS
+        return result
+
+    def _send(self, message: Waiting, hop: Hop, numbers: list[int]) -> Result:
+        paths = [spell(message.envelope.addressees[number]) for number in numbers]
+        if hop is _PROGRAM:
+            return settled(len(paths), hand_over(message, paths))
+        read = partial(read_text, message)
+        measures = Measures(read())
+        if measures.longest_line > _LONGEST_LINE and not hop.path:
+            return settled(len(paths), _LINE_TOO_LONG)
+        found = find_addresses(hop, self._own_domains)
+        if isinstance(found, Outcome):
+            return settled(len(paths), found)
+        request = self._request(message, hop, numbers, paths, measures)
+        result = Result(len(paths))
+        for host, address in found:
+            request.tls = hop.tls
+            result = sender.send(address, request, read, host=host)
+            is_tls = result.failure is not None and result.failure.enhanced == NO_TLS.enhanced
+            if is_tls and hop.tls == "may":
+                request.tls = "never"
+                result = sender.send(address, request, read, host=host)
+            if result.failure is None:
+                break
+        return result
+
+    def _request(
+        self, message: Waiting, hop: Hop, numbers: list[int], paths: list[bytes], measures: Measures
+    ) -> Request:
+        envelope = message.envelope
+        places = [envelope.addressees[number].place.encode("ascii") for number in numbers]
+        return Request(
+            # Who had his message on no terminal then is not to have it on one hours later.
+            VERBS[b"MAIL" if hop is _LOCAL else envelope.verb.encode("ascii")],
+            envelope.sender,
+            paths,
+            helo=self._name,
+            parameters=[b"XPLACE=" + each if each else b"" for each in places],
+            size=measures.size,
+            has_8bit=measures.has_8bit,
+            is_utf8=envelope.is_utf8 or not b"".join([envelope.sender, *paths]).isascii(),
+            is_lmtp=hop.protocol == "lmtp",
+            tls=hop.tls,
+        )
+
+    def _log(self, message: Waiting, key: str, outcomes: dict[int, Outcome]) -> None:
+        for number, outcome in outcomes.items():
+            log.write(
+                "sent" if outcome.is_done else "deferred" if outcome.is_temporary else "bounced",
+                log.INFO if outcome.is_done else log.WARNING,
+                queue=message.name,
+                to=spell(message.envelope.addressees[number]),
+                sender=message.envelope.sender,
+                hop=key,
+                reply=f"{outcome.code} {outcome.enhanced} {outcome.text}",
+            )
+
+    def _conclude(self, message: Waiting) -> None:
+        """What follows from the try: a notice, another try, or the end."""
+        settings = self._config.outbound
+        addressees = message.envelope.addressees
+        age = time.time() - message.envelope.came
+        if age > settings.give_up_hours * 3600:
+            message.note({n: give_up(each) for n, each in enumerate(addressees) if each.is_open})
+        failed = [n for n, each in enumerate(addressees) if each.is_to_be_told]
+        if failed:
+            self._tell(message, failed)
+            message.note_told(failed)
+        still = [n for n, each in enumerate(addressees) if each.is_open]
+        if not still:
+            message.remove()
+            return
+        delay = settings.delay_notice_hours * 3600
+        if delay and age > delay and not message.is_delay_told:
+            self._tell(message, still, is_delay=True)
+            message.note_delay_told()
+        seconds = pause(message.tries, settings.retry_minutes, settings.retry_most_minutes)
+        message.wait_until(time.time() + seconds)
+
+    def _tell(self, message: Waiting, numbers: list[int], *, is_delay: bool = False) -> None:
+        """Queue a notice to the sender; what nobody can be told goes to postmaster, once."""
+        envelope = message.envelope
+        to = self._find_reader(envelope, is_delay=is_delay)
+        if to is None:
+            log.write("dropped", log.WARNING, queue=message.name, why="nobody to tell")
+            return
+        failures = [
+            (self._name_fully(each), each.outcome or _NEVER_TRIED)
+            for each in (envelope.addressees[number] for number in numbers)
+        ]
+        head = b"".join(read_text(message, most=_HEAD))
+        reader = self._name_fully(to)
+        text = notice.compose(self._name, reader, failures, head, time.time(), is_delay=is_delay)
+        queue.put(queue_directory(self._config), Envelope("MAIL", b"", [to]), [text])
+
+    def _find_reader(self, envelope: Envelope, *, is_delay: bool) -> Addressee | None:
+        """Who is told: the sender; of a notice nobody but postmaster, and of that nobody."""
+        to = read_path(envelope.sender)
+        if to is None or not to.text:
+            is_last = [each.local_part for each in envelope.addressees] == [_POSTMASTER]
+            return None if is_delay or is_last else Addressee(_POSTMASTER, b"")
+        is_ours = Domains(self._config, takes_any=False).is_ours(to.domain)
+        return Addressee(to.local_part, b"" if is_ours else to.domain)
+
+    def _name_fully(self, addressee: Addressee) -> bytes:
+        """An addressee as a notice names it, also to somebody elsewhere."""
+        domain = addressee.domain or self._name.encode("ascii")
+        return spell(Addressee(addressee.local_part, domain))
+
+
+def settled(count: int, outcome: Outcome) -> Result:
+    """The result where so many have one outcome, and no host was spoken to."""
+    result = Result(count)
+    result.settle(outcome)
+    return result
+
+
+def give_up(addressee: Addressee) -> Outcome:
+    """The outcome of what has been tried for too long."""
+    last = addressee.outcome or _NEVER_TRIED
+    return Outcome(554, "5.4.7", f"Given up after many tries: {last.text}")
+
+
+def pause(tries: int, first_minutes: int, most_minutes: int) -> float:
+    """Seconds until the next try: doubled each time, a tenth more or less by lot."""
+    seconds = 60.0 * min(most_minutes, first_minutes * 2.0 ** min(tries - 1, 30))
+    return seconds * random.uniform(0.9, 1.1)  # noqa: S311
+
+
+def spell(addressee: Addressee) -> bytes:
+    """The forward-path of an addressee, without brackets."""
+    local_part = os.fsdecode(addressee.local_part)
+    domain = os.fsdecode(addressee.domain)
+    return os.fsencode(spell_path(f"{local_part}@{domain}" if domain else local_part))
+
+
+def read_text(message: Waiting, most: int = 0) -> Iterable[bytes]:
+    """The text as it was before it was kept, in pieces; about `most` bytes, 0 for all."""
+    pieces = message.read_text()
+    if message.envelope.form == "q":
+        pieces = unquote(message.read_lines())
+    size = 0
+    for piece in pieces:
+        yield piece
+        size += len(piece)
+        if 0 < most <= size:
+            return
