@@ -7,6 +7,7 @@ from concurrent.futures import Future
 
 import pytest
 
+from hosts import speaking
 from hosts.agents import COMMAND_WAYS, LMTP_WAYS, WAYS, Handover
 from hosts.corpus import BODIES, below_added_lines, make_corpus, number_of, read_mbox
 from hosts.host import InstalledHost, wait_until
@@ -269,9 +270,11 @@ def test_a_forward_file_that_names_mda_is_no_loop(handover: Handover) -> None:
     steer(handover, FORWARD, {})
     try:
         handover.send("X-Number: 0\n\ntext\n", "alice")
-        wait_for_mail(handover, "alice", 1)
+        (kept,) = wait_for_mail(handover, "alice", 1)
     finally:
         steer(handover, "", {})
+    assert b"\n\ntext\n" in kept
+    assert handover.host.mailbox("bob") == b"", "nothing has come back"
 
 
 @through(*BY_LOCAL)
@@ -299,3 +302,24 @@ def test_mail_that_is_sent_back_to_us_ends_with_546(handover: Handover) -> None:
     finally:
         steer(handover, "", {"mta_expands": "true", "commands": "false"})
         handover.host.run("mda install --now --no-commands")
+
+
+# -- outbound.via = "sendmail" ---------------------------------------------------------
+
+
+@through("postfix lmtp", "exim lmtp", "opensmtpd lmtp")
+def test_mail_for_other_hosts_goes_out_by_the_hosts_own_sendmail(handover: Handover) -> None:
+    # The host's own name is another's for mda, and the agent's: it comes back for carol.
+    name = "mda.invalid"
+    keys = {"via": '"sendmail"', "hostname": f'"{name}"', "local_domains": f'["{name}"]'}
+    steer(handover, handover.address("carol"), keys)
+    try:
+        lines = speaking.message("MAIL", handover.address("bob"), "alice", "text")
+        lines[lines.index("")] = "X-Number: 0\r\n"
+        assert speaking.dialogue(handover.host, SMTP, lines)[-2].startswith("250 2.0.0 Queued as ")
+        (kept,) = wait_for_mail(handover, "carol", 1)
+    finally:
+        steer(handover, "", {"via": '"smtp"', "hostname": '""', "local_domains": "[]"})
+    assert b"\n\ntext\n" in kept
+    assert handover.host.run("mda queue list").stdout == "0 messages\n"
+    assert f"Return-Path: <{handover.address('bob')}>".encode() in kept
