@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Self
@@ -18,6 +19,7 @@ class Received:
         self.opening = b""
         self.recipients: list[bytes] = []
         self.text = b""
+        self.is_encrypted = False
 
 
 def read_text(lines: Iterator[bytes], message: Received) -> bool:
@@ -36,11 +38,16 @@ class NextHop:
     """
 
     def __init__(
-        self, *keywords: bytes, answer: Answer | None = None, is_lmtp: bool = False
+        self,
+        *keywords: bytes,
+        answer: Answer | None = None,
+        is_lmtp: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._keywords = keywords
         self.answer = answer or (lambda _line: None)
         self._is_lmtp = is_lmtp
+        self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.messages: list[Received] = []
@@ -82,6 +89,14 @@ class NextHop:
             if self._say(connection, self._choose(b"", b"220 hop ESMTP\r\n")):
                 self._obey(connection, iter(lines.readline, b""))
 
+    def _encrypt(self, connection: socket.socket) -> None:
+        assert self._tls is not None
+        with (
+            self._tls.wrap_socket(connection, server_side=True) as secret,
+            secret.makefile("rb") as lines,
+        ):
+            self._obey(secret, iter(lines.readline, b""))
+
     def _count(self, more: int) -> None:
         with self._lock:
             self._open += more
@@ -105,11 +120,14 @@ class NextHop:
             if b" FROM:" in line.upper() and reply.startswith(b"2"):
                 message = Received()
                 message.opening = line.rstrip()
+                message.is_encrypted = isinstance(connection, ssl.SSLSocket)
                 self._count(1)
             elif verb == b"RCPT" and reply.startswith(b"2"):
                 message.recipients.append(line.rstrip())
             if not self._say(connection, reply) or verb == b"QUIT":
                 return
+            if verb == b"STAR" and self._tls is not None:
+                return self._encrypt(connection)
             is_text = reply.startswith(b"354")
             if is_text and not (read_text(lines, message) and self._end(connection, message)):
                 return
@@ -121,8 +139,8 @@ class NextHop:
                 return b"".join([*rows, b"250 HELP\r\n"])
             case b"DATA":
                 return b"354 go\r\n" if message.recipients else b"503 no recipients\r\n"
-            case b"QUIT":
-                return b"221 bye\r\n"
+            case b"STAR" | b"QUIT":
+                return b"220 go\r\n" if verb == b"STAR" else b"221 bye\r\n"
         return b"250 OK\r\n"
 
     def _end(self, connection: socket.socket, message: Received) -> bool:

@@ -56,6 +56,18 @@ def test_the_whole_way_is_told(host: Host) -> None:
     assert host.sandbox.mailbox("alice") is None
 
 
+def test_a_mailbox_on_another_host_is_told(host: Host) -> None:
+    host.alias("away: user@far.example\n")
+    assert run(host, "explain", "away") == [
+        "away",
+        "  no domain: the mailbox is on this host",
+        f"  away is an alias in {host.aliases}",
+        "    user@far.example is a mailbox on another host",
+        "to user@far.example, by the queue",
+        "RCPT would be told 250 2.1.5 Recipient OK",
+    ]
+
+
 def test_a_mailbox_is_told_with_its_owner_its_locks_and_what_is_wrong(host: Host) -> None:
     box = host.sandbox.root / "mail/alice"
     box.write_bytes(b"x" * 100)

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,10 +19,13 @@ from support.nexthop import NextHop
 from support.sandbox import SPOOL_UID, Sandbox, effective_uid, start_command
 from support.serving import served
 
+from mda.cli import check
+from mda.config import Config
 from mda.model import Outcome, cannot_keep
 from mda.outbound import program, queue
 from mda.outbound.attempt import pause
 from mda.outbound.queue import Addressee, Envelope
+from mda.outbound.route import parse_hop
 
 GOOD = [b"250 2.1.5", b"250 2.0.0"]
 
@@ -354,12 +358,15 @@ def test_after_days_the_sender_is_told_that_it_was_in_vain(host: Host) -> None:
     assert all_waiting(host.sandbox) == []
 
 
-def test_a_delay_is_told_once(host: Host) -> None:
+def test_a_delay_is_told_once_and_never_where_that_is_off(host: Host) -> None:
     put(host, b"a@far.example", came=time.time() - 5 * 3600)
     with (
         NextHop(answer=lambda line: b"450 no\r\n" if b"RCPT" in line else None) as hop,
         served(host.sandbox, "--config", host.sandbox.configure(host.config)),
     ):
+        off = "[outbound]\ndelay_notice_hours = 0\n"
+        queue_command(host, "run", "--now", config=outbound(host, hop, off))
+        assert host.sandbox.mailbox("bob") is None
         for _ in range(2):
             queue_command(host, "run", "--now", config=outbound(host, hop))
     notice = host.sandbox.mailbox("bob") or b""
@@ -441,6 +448,46 @@ def test_nothing_is_sent_of_which_no_trace_can_be_kept(host: Host) -> None:
     (kept,) = waiting(host.sandbox, "wait")
     assert kept.stat().st_mtime > time.time() + 600
     log.chmod(0o700)
+
+
+@pytest.fixture
+def certificate(host: Host) -> Path:
+    """A certificate for localhost that nobody has signed, with its key in the same file."""
+    file = host.sandbox.root / "certificate"
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    words += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(file), "-out", "-"]
+    made = subprocess.run(words, check=True, capture_output=True).stdout
+    with file.open("ab") as both:
+        both.write(made)
+    file.chmod(0o644)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("place", "trusts", "is_sent"),
+    [
+        ("localhost:{} tls=may", False, True),
+        ("localhost:{} tls=must", True, True),
+        ("localhost:{} tls=must", False, False),
+        ("127.0.0.1:{} tls=must", True, False),
+    ],
+)
+def test_tls_is_used_and_where_it_must_be_the_name_is_proven(
+    host: Host, certificate: Path, place: str, *, trusts: bool, is_sent: bool
+) -> None:
+    put(host, b"a@far.example")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with NextHop(b"STARTTLS", tls=context) as hop:
+        route = f'[routes]\n"*" = "{place.format(hop.port)}"\n'
+        file = host.sandbox.configure(host.config + route)
+        trusted = [f"SSL_CERT_FILE={certificate}"] if trusts else []
+        command = ["env", *trusted, *start_command(), "queue", "--config", file, "run"]
+        assert host.sandbox.run(command).returncode == 0
+    assert [message.is_encrypted for message in hop.messages] == [True] * is_sent
+    assert (all_waiting(host.sandbox) == []) == is_sent
+    if not is_sent:
+        assert ": 451 4.7.5 No TLS: " in queue_command(host, "list")
 
 
 def test_a_hop_whose_tls_is_broken_gets_it_in_the_clear(host: Host) -> None:
@@ -632,3 +679,40 @@ def test_pauses_grow_up_to_the_most(tries: int, minutes: int) -> None:
     pauses = {pause(tries, 5, 240) for _ in range(50)}
     assert all(0.9 * 60 * minutes <= each <= 1.1 * 60 * minutes for each in pauses)
     assert len(pauses) > 1, "all at one moment"
+
+
+def test_what_has_no_route_goes_to_the_smarthost(host: Host) -> None:
+    put(host, b"a@far.example", b"b@near.example")
+    with NextHop() as hop, NextHop() as near:
+        config = f'[outbound]\nsmarthost = "{hop.place}"\n'
+        config += f'[routes]\n"near.example" = "{near.place}"\n'
+        queue_command(host, "run", config=config)
+    assert [each.recipients for each in hop.messages] == [[b"RCPT TO:<a@far.example>"]]
+    assert [each.recipients for each in near.messages] == [[b"RCPT TO:<b@near.example>"]]
+
+
+def test_a_route_that_is_none_holds_the_mail_and_is_found_by_check(host: Host) -> None:
+    put(host, b"a@far.example")
+    config = "[routes]\n'far.example' = 'a..b'\n[outbound]\nsmarthost = 'x;y'\n"
+    queue_command(host, "run", config=config)
+    assert ": 451 4.3.5 Its route cannot be followed" in queue_command(host, "list")
+    loaded = Config({"routes": {"far.example": "a..b"}, "outbound": {"smarthost": "x;y"}})
+    found = [finding.what for finding in check.check_outbound(loaded)]
+    assert [each.split(":")[0] for each in found] == ["outbound.smarthost", "routes.'far.example'"]
+    assert list(check.check_outbound(Config())) == []
+
+
+def test_check_misses_a_sendmail_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config({"outbound": {"via": "sendmail"}})
+    monkeypatch.setattr(check, "SENDMAIL", "/nonexistent")
+    assert [each.what for each in check.check_outbound(config)] == [
+        "outbound.via: there is no /nonexistent"
+    ]
+
+
+def test_the_example_routes_of_the_shipped_file_are_hops() -> None:
+    text = (Path(__file__).parents[2] / "etc/mda.toml").read_text()
+    rows = re.findall(r'(?m)^#("[^"]*" = "[^"]*")$', text.partition("[routes]")[2])
+    assert len(rows) == 3
+    for row in rows:
+        parse_hop(row.split('"')[3])
