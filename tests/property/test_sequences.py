@@ -101,7 +101,7 @@ def test_the_protocol_answers_each_command_once_and_in_order(
     answer = answer_from(itertools.cycle(choices))
     record = converse(cut(octets, places), protocol, answer)
     greeting = replies.greeting("mda.test").render()
-    attribute(octets, greeting + record.said)
+    assert attribute(octets, greeting + record.said)[0] == ("CONNECTION", 220)
 
 
 @pytest.fixture(scope="module")
@@ -133,4 +133,4 @@ def test_a_real_daemon_answers_each_command_once_and_in_order(
         with contextlib.suppress(ConnectionResetError):
             while more := connection.recv(65_536):
                 said += more
-    attribute(octets, said, is_lmtp=is_lmtp)
+    assert attribute(octets, said, is_lmtp=is_lmtp)[0] == ("CONNECTION", 220)

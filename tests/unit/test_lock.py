@@ -354,13 +354,19 @@ def test_our_lock_of_an_earlier_process_with_that_pid_is_cleared(
     spool: Path, dotlock: Path, sleeper: int
 ) -> None:
     dotlock.write_bytes(our_record(spool, sleeper, start=b"1"))
-    must_acquire(spool).release()
+    notes: list[str] = []
+    must_acquire(spool, notes=notes).release()
+    assert notes == [f"removed the dead lock alice.lock, PID {sleeper}"]
+    assert not dotlock.exists()
 
 
 def test_our_lock_of_an_earlier_boot_is_cleared(spool: Path, dotlock: Path, sleeper: int) -> None:
     start = lock._read_stat(b"%d" % sleeper)[1]
     dotlock.write_bytes(our_record(spool, sleeper, start=start, boot=b"earlier"))
-    must_acquire(spool).release()
+    notes: list[str] = []
+    must_acquire(spool, notes=notes).release()
+    assert notes == [f"removed the dead lock alice.lock, PID {sleeper}"]
+    assert not dotlock.exists()
 
 
 def test_our_lock_about_another_file_waits_like_a_foreign_one(
@@ -750,7 +756,10 @@ def test_dead_lock_that_somebody_else_removes_just_now_is_no_obstacle(
         return True
 
     monkeypatch.setattr(lock, "_is_stale", remove)
-    must_acquire(spool).release()
+    held = must_acquire(spool)
+    assert dotlock.read_bytes().startswith(b"%d\n" % os.getpid())
+    held.release()
+    assert not dotlock.exists()
 
 
 def test_dead_lock_that_may_not_be_removed_is_waited_for(nobodys_spool: Path) -> None:

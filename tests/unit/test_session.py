@@ -211,9 +211,11 @@ def flood(connection: socket.socket) -> None:
 
 
 def test_a_client_that_does_not_read_is_given_up(talk: Callable[..., Talk]) -> None:
+    began = time.monotonic()
     deaf = talk(0.5, config=limited(junk_commands=1_000_000))
     flood(deaf.client)
     wait_until(deaf.is_gone)
+    assert time.monotonic() - began >= 0.5, "it had its idle time"
 
 
 def test_a_stop_does_not_wait_for_a_client_that_does_not_read(talk: Callable[..., Talk]) -> None:
