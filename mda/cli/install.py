@@ -37,8 +37,7 @@ COMMAND = "/usr/local/bin/mda"
 COMMAND_MARK = b"Written by `mda install`"
 MANIFEST = "/var/lib/mda/installed"
 SOCKETS = {"smtp": "mda-smtp.socket", "lmtp": "mda-lmtp.socket"}
-QUEUE_UNITS = ("mda-queue.path", "mda-queue.timer")
-UNITS = (*SOCKETS.values(), *QUEUE_UNITS)
+UNITS = (*SOCKETS.values(), "mda-queue.path", "mda-queue.timer")
 COMMAND_DROPINS = tuple(
     f"{UNIT_DIRECTORY}/mda-{protocol}@.service.d/commands.conf" for protocol in SOCKETS
 )
@@ -521,13 +520,13 @@ def activate(changed: list[str], *, start: bool) -> None:
         run("systemctl", "enable", *units)
         click.echo(f"enabled {' and '.join(units)}")
     for unit in units:
-        activate_socket(unit, is_changed=any(unit in path for path in changed), start=start)
+        activate_unit(unit, is_changed=any(unit in path for path in changed), start=start)
     if not changed:
         click.echo("everything is in place")
 
 
-def activate_socket(unit: str, *, is_changed: bool, start: bool) -> None:
-    """Start a socket, path or timer, or start it anew if it was changed: what it began goes on."""
+def activate_unit(unit: str, *, is_changed: bool, start: bool) -> None:
+    """Start a unit, or start it anew if it was changed: connections and runs go on."""
     is_active = answers("systemctl", "is-active", "--quiet", unit)
     if not start:
         if not is_active or is_changed:

@@ -80,12 +80,9 @@ def stop_units() -> None:
     if not shutil.which("systemctl"):
         return
     if is_booted_by_systemd():
-        run("systemctl", "stop", *UNITS, "mda-queue.service")
-        run(
-            "systemctl",
-            "stop",
-            *(each.replace(".socket", "@*.service") for each in SOCKETS.values()),
-        )
+        run("systemctl", "stop", *UNITS)
+        services = [unit.replace(".socket", "@*.service") for unit in SOCKETS.values()]
+        run("systemctl", "stop", *services, "mda-queue.service")
         click.echo(f"stopped {', '.join(UNITS)}")
     run("systemctl", "disable", *UNITS)
 

@@ -1,1 +1,1 @@
-"""What leaves a transaction again: notices to senders, and one day mail to other hosts."""
+"""What leaves a transaction again: mail for other hosts, notices, and what waits."""

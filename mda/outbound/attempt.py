@@ -47,6 +47,7 @@ class Attempts:
         self._config = config
         self._name = official_name(config)
         self._own_domains = own_domains(config)
+        self._domains = Domains(config, takes_any=False)
         self._lock = threading.Lock()
         self._down: dict[str, float] = {}
 
@@ -212,7 +213,7 @@ class Attempts:
         if to is None or not to.text:
             is_last = [each.local_part for each in envelope.addressees] == [_POSTMASTER]
             return None if is_delay or is_last else Addressee(_POSTMASTER, b"")
-        is_ours = Domains(self._config, takes_any=False).is_ours(to.domain)
+        is_ours = self._domains.is_ours(to.domain)
         return Addressee(to.local_part, b"" if is_ours else to.domain)
 
     def _name_fully(self, addressee: Addressee) -> bytes:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _MOST_HEADERS = 16 * 1024  # bytes of the message's own header that are given back
 _MOST_FAILURES = 100
 _LONGEST = 320  # characters of an address
+_LOST = ("Your message could not be delivered to these recipients.",)
+_DELAYED = (
+    "Your message has not been delivered yet to these recipients. It is tried further, and",
+    "you need not send it again.",
+)
 
 
 def compose(
@@ -57,10 +62,7 @@ def _explain(name: str, failures: list[tuple[bytes, Outcome]], *, is_delay: bool
     lines = [
         f"This is the mail system of {name}.",
         "",
-        "Your message has not been delivered yet to these recipients. It is tried further, and"
-        if is_delay
-        else "Your message could not be delivered to these recipients.",
-        *(["you need not send it again."] if is_delay else []),
+        *(_DELAYED if is_delay else _LOST),
         "",
     ]
     for address, outcome in failures:

@@ -17,7 +17,7 @@ import pytest
 from support.addressing import Host
 from support.nexthop import NextHop
 from support.sandbox import SPOOL_UID, Sandbox, effective_uid, start_command
-from support.serving import served
+from support.serving import served, status_of
 
 from mda.cli import check
 from mda.config import Config
@@ -139,12 +139,19 @@ def test_what_the_hop_defers_waits_and_is_tried_again(host: Host) -> None:
     assert all_waiting(host.sandbox) == []
 
 
-def test_who_is_refused_for_good_is_told_about_once(host: Host) -> None:
-    host.alias("away: user@far.example\n")
+@contextlib.contextmanager
+def refusing(host: Host, reply: bytes) -> Iterator[NextHop]:
+    """A hop that answers every RCPT so, beside a receiver for the notices."""
     with (
-        NextHop(answer=lambda line: b"551 5.1.6 try <x@y>\r\n" if b"RCPT" in line else None) as hop,
+        NextHop(answer=lambda line: reply if b"RCPT" in line else None) as hop,
         served(host.sandbox, "--config", host.sandbox.configure(host.config)),
     ):
+        yield hop
+
+
+def test_who_is_refused_for_good_is_told_about_once(host: Host) -> None:
+    host.alias("away: user@far.example\n")
+    with refusing(host, b"551 5.1.6 try <x@y>\r\n") as hop:
         config = outbound(host, hop)
         host.send("away", config=config)
         queue_command(host, "run", config=config)
@@ -158,10 +165,7 @@ def test_who_is_refused_for_good_is_told_about_once(host: Host) -> None:
 
 def test_a_notice_that_nobody_takes_goes_to_postmaster_once(host: Host) -> None:
     host.alias("away: user@far.example\n")
-    with (
-        NextHop(answer=lambda line: b"550 no\r\n" if b"RCPT" in line else None) as hop,
-        served(host.sandbox, "--config", host.sandbox.configure(host.config)),
-    ):
+    with refusing(host, b"550 no\r\n") as hop:
         config = outbound(host, hop)
         host.send("away", sender="gone@elsewhere.example", config=config)
         queue_command(host, "run", config=config)
@@ -348,10 +352,7 @@ def test_two_runs_at_once_send_once(host: Host) -> None:
 
 def test_after_days_the_sender_is_told_that_it_was_in_vain(host: Host) -> None:
     put(host, b"a@far.example", came=time.time() - 121 * 3600)
-    with (
-        NextHop(answer=lambda line: b"450 no\r\n" if b"RCPT" in line else None) as hop,
-        served(host.sandbox, "--config", host.sandbox.configure(host.config)),
-    ):
+    with refusing(host, b"450 no\r\n") as hop:
         queue_command(host, "run", config=outbound(host, hop))
     notice = host.sandbox.mailbox("bob") or b""
     assert b"\nAction: failed\nStatus: 5.4.7\n" in notice
@@ -360,10 +361,7 @@ def test_after_days_the_sender_is_told_that_it_was_in_vain(host: Host) -> None:
 
 def test_a_delay_is_told_once_and_never_where_that_is_off(host: Host) -> None:
     put(host, b"a@far.example", came=time.time() - 5 * 3600)
-    with (
-        NextHop(answer=lambda line: b"450 no\r\n" if b"RCPT" in line else None) as hop,
-        served(host.sandbox, "--config", host.sandbox.configure(host.config)),
-    ):
+    with refusing(host, b"450 no\r\n") as hop:
         off = "[outbound]\ndelay_notice_hours = 0\n"
         queue_command(host, "run", "--now", config=outbound(host, hop, off))
         assert host.sandbox.mailbox("bob") is None
@@ -716,3 +714,24 @@ def test_the_example_routes_of_the_shipped_file_are_hops() -> None:
     assert len(rows) == 3
     for row in rows:
         parse_hop(row.split('"')[3])
+
+
+def test_a_run_is_the_user_mda_for_good(host: Host) -> None:
+    put(host, b"a@far.example")
+    runs: list[subprocess.Popen[bytes]] = []
+    seen: list[dict[str, str]] = []
+
+    def look(line: bytes) -> bytes | None:
+        if line == b".":
+            seen.append(status_of(runs[0].pid))
+        return None
+
+    with NextHop(answer=look) as hop:
+        file = host.sandbox.configure(host.config + outbound(host, hop))
+        command = [*start_command(), "queue", "--config", file, "run"]
+        runs.append(subprocess.Popen(host.sandbox.inside(command)))
+        assert runs[0].wait(30) == 0
+    (status,) = seen
+    ids = "\t".join([str(SPOOL_UID)] * 4)
+    assert (status["Uid"], status["Gid"], status["Groups"]) == (ids, ids, "")
+    assert (int(status["CapEff"], 16), int(status["CapPrm"], 16)) == (0, 0)
