@@ -13,7 +13,7 @@ from mda import wire
 from mda.config import largest_text
 from mda.delivery.copies import Copies, Message, name_place
 from mda.delivery.deliver import run
-from mda.model import VERBS, Outcome, Target
+from mda.model import VERBS, Outcome, Target, will_forward
 from mda.recipients import expand, fullname
 from mda.terminal.terminals import Terminals
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mda.model import Account, Peer
 
 _FOUND = Outcome(250, "2.1.5", "Recipient OK")
+_NO_RELAY = Outcome(550, "5.7.1", "No mail leaves this host from here")
 _NO_NAMES = Outcome(550, "5.7.1", "Names are not for this peer")
 _LEADS_ELSEWHERE = Outcome(550, "5.1.1", "The address leads elsewhere by now")
 _NOTHING_FAILED = Outcome(451, "4.3.0", "Nothing that another try could mend")
@@ -41,14 +42,26 @@ class Answers:
         self._config = config
         self._peer = peer
         self.identities = identities
-        self.host = expand.Host(config, identities.only_uid, identities.as_user)
+        self.host = expand.Host(
+            config,
+            identities.only_uid,
+            identities.as_user,
+            tells_moved=self._tells_moved(),
+        )
         self.copies = Copies(config, identities)
         self.terminals = Terminals(config, peer, identities, self.host.is_ours)
         # Of the transaction in hand: what its addresses mean, by number.
         self._targets: list[Target] = []
         self._asked: list[bytes] = []
         self._numbers: dict[tuple[str, int, str], int] = {}
+        # Whoever has been served may have to be told of others who were not.
+        self._notices_left = 0
         self._rows: list[bytes] = []
+
+    def _tells_moved(self) -> bool:
+        """May the peer know where the mail of who has moved goes?"""
+        told = self._config.recipients.tell_forwarding
+        return told == "everybody" or (told == "names" and self._peer.may_ask_names)
 
     def answer(self, request: list[bytes], fd: int) -> tuple[bytes, int]:
         """One request; raises WireError for anything but a request of `wire.py`."""
@@ -91,32 +104,47 @@ class Answers:
     def _resolve(self, fields: list[bytes]) -> tuple[Outcome, list[bytes]]:
         """The targets of one address, as rows for the session; each has a number here."""
         match fields:
-            case [verb, local_part, size, (b"first" | b"next") as place, origin, only] if (
-                verb in VERBS
+            case [verb, local_part, size, (b"first" | b"next") as place, *more] if (
+                verb in VERBS and len(more) == 4
             ):
                 declared = wire.read_number(size, _LARGEST_DECLARED)
             case _:
                 raise wire.WireError("malformed request")
         if place == b"first":
             self._begin()
-        if only:
-            targets = self._pick(local_part, only)
-        else:
-            targets = self._expand(local_part, verb, is_handed_over=origin == b"handed-over")
+        targets = self._find_targets(verb, local_part, *more)
         if verb != b"SEND":
             targets = [self._refuse_full(target, declared) for target in targets]
         outcome = judge_targets(targets)
         if outcome.is_done and len(self._targets) + len(targets) > _MOST_TARGETS:
             outcome = Outcome(452, "4.5.3", "Too many members of too many lists")
+        if outcome.is_done and self.host.tells_moved and (path := expand.moved_to(targets)):
+            outcome = will_forward(path)
         if not outcome.is_done:
             return outcome, []
         rows = []
         for target in targets:
             number = b"%d" % self._number(target, local_part)
-            way = b"away" if target.kind == "remote" else b"here"
+            way = b"away" if target.leaves else b"here"
             forms = target.forms.encode("ascii")
             rows.append(wire.pack(number, forms, target.address, target.owner, way))
         return outcome, rows
+
+    def _find_targets(
+        self,
+        verb: bytes,
+        local_part: bytes,
+        origin: bytes,
+        only: bytes,
+        domain: bytes,
+        route: bytes,
+    ) -> list[Target]:
+        """Those of another host's mailbox, of the one place that is asked for, or of a name."""
+        if domain:
+            return [self._relay(local_part, domain, route, is_notice=origin == b"notice")]
+        if only:
+            return self._pick(local_part, only)
+        return self._expand(local_part, verb, is_handed_over=origin == b"handed-over")
 
     def _expand(self, local_part: bytes, verb: bytes, *, is_handed_over: bool) -> list[Target]:
         return expand.expand(
@@ -151,6 +179,20 @@ class Answers:
         found.append(Target("failure", None, address=local_part, outcome=_LEADS_ELSEWHERE))
         return found[:1]
 
+    def _relay(self, local_part: bytes, domain: bytes, route: bytes, *, is_notice: bool) -> Target:
+        """The target for a mailbox of another host, for who may relay, and for a notice.
+
+        There are no more notices than there have been targets to tell of.
+        """
+        if is_notice and self._notices_left > 0:
+            self._notices_left -= 1
+        elif not self._peer.may_relay:
+            raise wire.WireError("a relay that is not for this peer")
+        if self.identities.only_uid is not None or self._config.outbound.via == "nothing":
+            return Target("failure", None, address=local_part, outcome=_NO_RELAY)
+        place = os.fsdecode(b"%b@%b" % (local_part, domain))
+        return Target("relay", None, place, route=route)
+
     def _is_final(self, account: Account) -> bool:
         """Is a handed over message for this person to go no further?
 
@@ -162,6 +204,8 @@ class Answers:
     def _begin(self) -> None:
         """A new transaction: nothing that the last one was told is true any more."""
         self.host.forget()
+        if self.copies.has_served:
+            self._notices_left += len(self._targets)
         self._targets.clear()
         self._asked.clear()
         self._numbers.clear()
@@ -201,6 +245,8 @@ class Answers:
             return outcome, "postmaster" if account else "", ""
         self.host.forget()
         name = expand.name_person(self.host, string)
+        if name is not expand.IS_LIST and (moved := self._verify_moved(string)):
+            return moved
         if isinstance(name, Outcome):
             return name, "", ""
         outcome, account = self.host.find_account(name)
@@ -213,6 +259,19 @@ class Answers:
         if account is None:
             return outcome, "", ""
         return outcome, account.user, self._full_name(account.user)
+
+    def _verify_moved(self, name: bytes) -> tuple[Outcome, str, str] | None:
+        """The answer about somebody whose mail goes to another host; None for anybody else."""
+        targets = self._expand(name, b"MAIL", is_handed_over=False)
+        refusal = targets[0].outcome
+        if refusal and refusal.enhanced == "5.1.6":
+            return refusal, "", ""
+        path = expand.moved_to(targets)
+        if not path:
+            return None
+        if not self.host.tells_moved:
+            return _FOUND, os.fsdecode(name), ""
+        return will_forward(path), os.fsdecode(path), ""
 
     def _full_name(self, user: str) -> str:
         try:
@@ -271,7 +330,9 @@ class Answers:
         items = []
         for number in numbers:
             target = self._target(number)
-            places = [target] if target.kind == "remote" else self.copies.failed(target)
+            if target.kind == "relay" and sender and not self._peer.may_relay:
+                raise wire.WireError("a notice that has a sender")
+            places = [target] if target.leaves else self.copies.failed(target)
             asked = self._asked[int(number)]
             items += [(place, asked) for place in places]
         if not items:

@@ -74,6 +74,7 @@ class Receiver(Section):
     vrfy: str = "local"
     vrfy_networks: tuple[str, ...] = ()
     vrfy_names: bool = False
+    relay_networks: tuple[str, ...] = ()
     idle_seconds: int = 300
     session_seconds: int = 14_400
     errors: int = 50
@@ -92,6 +93,8 @@ class Recipients(Section):
     aliases: str = "/etc/aliases"
     forward: bool = True
     mta_expands: bool = True
+    forwarding: str = "accept"
+    tell_forwarding: str = "names"
 
 
 class Delivery(Section):
@@ -145,14 +148,33 @@ class Outbound(Section):
     connections_per_hop: int = 5
 
 
+class Relay(Section):
+    """`[relay]`: mail that comes to us and is for other hosts."""
+
+    source_routes: str = "ignore"
+
+
 class Routes(Section):
     """`[routes]`: a domain, ".domain" for all below it or "*", and its next hop."""
+
+
+class Forward(Section):
+    """`[forward]`: a name of this host, and the mailbox elsewhere that it has now."""
 
 
 class Config:
     """The whole file, frozen; `SECTIONS` names its tables."""
 
-    __slots__ = ("delivery", "outbound", "receiver", "recipients", "routes", "terminal")
+    __slots__ = (
+        "delivery",
+        "forward",
+        "outbound",
+        "receiver",
+        "recipients",
+        "relay",
+        "routes",
+        "terminal",
+    )
 
     def __init__(self, tables: dict[str, dict[str, Any]] | None = None) -> None:
         tables = tables or {}
@@ -161,7 +183,9 @@ class Config:
         self.delivery = Delivery(tables.get("delivery", {}))
         self.terminal = TerminalSection(tables.get("terminal", {}))
         self.outbound = Outbound(tables.get("outbound", {}))
+        self.relay = Relay(tables.get("relay", {}))
         self.routes = Routes(tables.get("routes", {}))
+        self.forward = Forward(tables.get("forward", {}))
 
     def with_values(self, section: str, **values: Any) -> Config:
         """A copy with other values in one section, for a user's own receiver."""
@@ -180,10 +204,12 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "delivery": _defaults(Delivery),
     "terminal": _defaults(TerminalSection),
     "outbound": _defaults(Outbound),
+    "relay": _defaults(Relay),
     "routes": {},
+    "forward": {},
 }
 # Whose keys are names that the administrator chooses; the values are texts.
-OPEN_SECTIONS = ("routes",)
+OPEN_SECTIONS = ("routes", "forward")
 
 # What a value must be beyond its type: (smallest, largest) for numbers.
 RANGES: dict[str, tuple[int, int]] = {
@@ -225,8 +251,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "receiver.vrfy": ("local", "networks", "nobody"),
     "terminal.peers": ("local", "loopback", "networks", "all"),
     "terminal.choose": ("newest", "all"),
+    "recipients.forwarding": ("accept", "refuse"),
+    "recipients.tell_forwarding": ("names", "everybody", "nobody"),
     "outbound.via": ("smtp", "sendmail", "nothing"),
+    "relay.source_routes": ("ignore", "honour"),
 }
+# Whose items are networks.
+NETWORKS = ("receiver.vrfy_networks", "receiver.relay_networks", "terminal.networks")
 # Others may do nothing with a mailbox, and nobody may run it.
 MAILBOX_MODES = (0o600, 0o620, 0o640, 0o660)
 
@@ -374,6 +405,8 @@ def _judge(section: str, key: str, value: object) -> str:
             return f"must be between {low} and {high}, not {_show(value)}"
     if isinstance(value, str) and name in CHOICES:
         return _judge_item(name, value)
+    if section == "forward":
+        return _judge_moved(value)
     return _JUDGES[name](value) if name in _JUDGES else ""
 
 
@@ -385,7 +418,7 @@ def _judge_item(name: str, item: object) -> str:
         return f"{_show(item)} is not one of {', '.join(choices)}"
     if name == "receiver.local_domains" and not (_is_host_name(item) or _is_literal(item)):
         return f"{_show(item)} is not a domain"
-    if name in ("receiver.vrfy_networks", "terminal.networks") and not is_network(item):
+    if name in NETWORKS and not is_network(item):
         return f"{_show(item)} is not a network, such as 192.0.2.0/24"
     if name == "terminal.never":
         return _judge_account(item)
@@ -472,6 +505,13 @@ def _judge_aliases(path: Any) -> str:
 
 def _judge_alias_user(name: Any) -> str:
     return "must not be root" if name == "root" else _judge_account(name)
+
+
+def _judge_moved(value: Any) -> str:
+    mailbox = value.removeprefix("251 ").removeprefix("551 ")
+    local_part, _, domain = mailbox.rpartition("@")
+    is_plain = value.isprintable() and not set(mailbox) & set(" <>") and len(mailbox) <= 320
+    return "" if local_part and domain and is_plain else "must be a mailbox, as in user@example.org"
 
 
 def _judge_template(template: Any) -> str:

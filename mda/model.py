@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     Verb = Literal["MAIL", "SEND", "SOML", "SAML"]
     PeerKind = Literal["unix", "tcp", "stream"]
-    TargetKind = Literal["mailbox", "file", "command", "nothing", "remote", "failure"]
+    TargetKind = Literal["mailbox", "file", "command", "nothing", "remote", "relay", "failure"]
 
 VERBS: dict[bytes, Verb] = {b"MAIL": "MAIL", b"SEND": "SEND", b"SOML": "SOML", b"SAML": "SAML"}
 TERMINAL_VERBS: tuple[Verb, ...] = ("SEND", "SOML", "SAML")
+
+_LONGEST_SHOWN = 320  # octets of a path in a reply
 
 # Printable to Unicode, and yet nothing to see on a terminal.
 BLANK_FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
@@ -78,6 +80,27 @@ def cannot_keep(error: OSError, doing: str) -> Outcome:
     return outcome if outcome.is_temporary else Outcome(452, "4.3.1", outcome.text)
 
 
+def will_forward(path: bytes) -> Outcome:
+    """The mailbox is elsewhere, and we take the message there (RFC 821 3.2).
+
+    `path` is without brackets; it is not shown where no reply can hold it.
+    """
+    shown = f" to <{path.decode('ascii')}>" if _can_be_shown(path) else ""
+    return Outcome(251, "2.1.5", f"User not local; will forward{shown}")
+
+
+def please_try(path: bytes) -> Outcome:
+    """The mailbox is elsewhere, and we do not take the message there (RFC 821 3.2)."""
+    if not _can_be_shown(path):
+        return Outcome(550, "5.1.6", "User not local; the new address is not told here")
+    return Outcome(551, "5.1.6", f"User not local; please try <{path.decode('ascii')}>")
+
+
+def _can_be_shown(path: bytes) -> bool:
+    is_plain = path.isascii() and path.decode("ascii").isprintable()
+    return is_plain and 0 < len(path) <= _LONGEST_SHOWN
+
+
 class Path:
     """A reverse-path or forward-path (RFC 821 4.1.2), taken apart.
 
@@ -133,14 +156,25 @@ class Target:
 
     `account` is whose identity is taken for it, and whose terminals they are; `place` the
     mailbox's or file's path, which ends in a slash if it is a Maildir, the command, or the
-    mailbox on another host (local part without quoting, "@" and domain), which has no account;
+    mailbox on another host (local part without quoting, "@" and domain), which has no account
+    and is "remote" where a file of ours leads there and a "relay" where the client has named
+    it, maybe with a source `route` that is left (b"@ONE,@TWO");
     `address` the local part of the Delivered-To line; `owner` the local part of the
     reverse-path that a list puts in the sender's place, or empty. A `failure` has only its
     `outcome`. `forwards` are the targets that take the mailbox's place for a person who
     has both a terminal and a forward file.
     """
 
-    __slots__ = ("account", "address", "forwards", "kind", "outcome", "owner", "place")
+    __slots__ = (
+        "account",
+        "address",
+        "forwards",
+        "kind",
+        "outcome",
+        "owner",
+        "place",
+        "route",
+    )
 
     def __init__(
         self,
@@ -151,6 +185,7 @@ class Target:
         address: bytes = b"",
         owner: bytes = b"",
         outcome: Outcome | None = None,
+        route: bytes = b"",
     ) -> None:
         self.kind: TargetKind = kind
         self.account = account
@@ -158,7 +193,13 @@ class Target:
         self.address = address
         self.owner = owner
         self.outcome = outcome
+        self.route = route
         self.forwards: list[Target] = []
+
+    @property
+    def leaves(self) -> bool:
+        """Does the copy leave this host, by the queue?"""
+        return self.kind in ("remote", "relay")
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -169,6 +210,8 @@ class Target:
         """
         kind = f"{self.kind} by forward file" if self.forwards else self.kind
         more = f"\0{os.fsdecode(self.address)}" if self.kind == "command" else ""
+        if self.route:
+            more = f"\0{os.fsdecode(self.route)}"
         return kind, self.account.uid if self.account else -1, self.place + more
 
     @property
@@ -178,7 +221,7 @@ class Target:
             return "".join(sorted({form for each in self.forwards for form in each.forms}))
         if self.kind in ("mailbox", "file"):
             return "p" if self.place.endswith("/") else "q"
-        return "p" if self.kind in ("command", "remote") else ""
+        return "p" if self.kind == "command" or self.leaves else ""
 
 
 class Copy:
@@ -243,8 +286,9 @@ class Peer:
     `is_trusted` marks an MTA of this host (decision 8); `may_use_terminals` says
     whether its SEND, SOML and SAML reach terminals, `is_queue` that it is our own queue, with
     what has failed here before; `may_ask_names` whether VRFY and EXPN
-    tell it anything, `is_offered_terminals` whether EHLO lists the three verbs: also to
-    who stands outside of the networks that may.
+    tell it anything, `may_relay` whether it may send to other hosts through us,
+    `is_offered_terminals` whether EHLO lists the three verbs: also to who stands outside of
+    the networks that may.
     """
 
     __slots__ = (
@@ -254,6 +298,7 @@ class Peer:
         "is_trusted",
         "kind",
         "may_ask_names",
+        "may_relay",
         "may_use_terminals",
         "uid",
         "user",
@@ -270,6 +315,7 @@ class Peer:
         may_ask_names: bool = False,
         is_offered_terminals: bool = False,
         is_queue: bool = False,
+        may_relay: bool = False,
     ) -> None:
         self.kind: PeerKind = kind
         self.address = address
@@ -279,4 +325,5 @@ class Peer:
         self.is_queue = is_queue
         self.may_use_terminals = may_use_terminals
         self.may_ask_names = may_ask_names
+        self.may_relay = may_relay
         self.is_offered_terminals = is_offered_terminals or may_use_terminals

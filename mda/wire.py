@@ -182,15 +182,20 @@ class Broker:
         size: int,
         *,
         is_first: bool,
-        is_handed_over: bool,
+        is_handed_over: bool = False,
         only: bytes = b"",
+        domain: bytes = b"",
+        route: bytes = b"",
+        is_notice: bool = False,
     ) -> tuple[Outcome, list[Copy]]:
         """The copies that mail for `local_part` means; none unless the outcome is 2xx.
 
         `size` is what the client has declared, in bytes, or 0. `is_first` begins a new
         table of targets, to which their numbers belong; `is_handed_over` says that an MTA
         has followed aliases and forward files already. `only` is the digest of the one place
-        that the queue asks for, or empty.
+        that the queue asks for, or empty. `domain` is for a mailbox that is not ours, with
+        what is left of its source `route` (b"@ONE,@TWO"); `is_notice` says that the message is
+        one of ours about another.
         """
         outcome, rows = self._ask_rows(
             RESOLVE,
@@ -198,8 +203,10 @@ class Broker:
             local_part,
             b"%d" % size,
             b"first" if is_first else b"next",
-            b"handed-over" if is_handed_over else b"own",
+            b"notice" if is_notice else b"handed-over" if is_handed_over else b"own",
             only,
+            domain,
+            route,
         )
         return outcome, [_read_copy(row) for row in rows]
 

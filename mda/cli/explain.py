@@ -59,7 +59,10 @@ def explain(
     yield address
     if not Domains(config, takes_any=is_handed_over).is_ours(path.domain):
         yield f"  {domain} is no domain of this host (receiver.local_domains)"
-        yield f"RCPT would be told {tell(to_outcome(RELAYING_DENIED))}"
+        is_sent = config.outbound.via != "nothing"
+        if is_sent:
+            yield "  for users of this host, and receiver.relay_networks, it goes on by the queue"
+        yield f"{'Others' if is_sent else 'RCPT'} would be told {tell(to_outcome(RELAYING_DENIED))}"
         return
     yield f"  {domain or 'no domain'}: the mailbox is on this host"
     trace: list[str] = []

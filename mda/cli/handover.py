@@ -56,28 +56,32 @@ def find_socket(protocol: str) -> str | None:
 
 
 class Client:
-    """One LMTP session with the receiver of this host, for one transaction.
+    """One session with the receiver of this host, for one transaction.
 
-    Raises Refused. As a `with` block it says QUIT at its end, and after an exception
-    hangs up: in the middle of a text there is no saying QUIT, and half a text is none.
+    By LMTP for its own users, who each get a reply; by SMTP for other hosts' mailboxes, since
+    in LMTP every domain is ours. Raises Refused. As a `with` block it says QUIT at its end,
+    and after an exception hangs up: in the middle of a text there is no saying QUIT, and half a
+    text is none.
     """
 
-    def __init__(self) -> None:
-        path = find_socket("lmtp")
+    def __init__(self, protocol: str = "lmtp") -> None:
+        path = find_socket(protocol)
         if path is None:
             raise Refused(UNREACHABLE)
-        self._lmtp = smtplib.LMTP(local_hostname=os.uname().nodename)
+        self._is_lmtp = protocol == "lmtp"
+        speak = smtplib.LMTP if self._is_lmtp else smtplib.SMTP
+        self._speaker = speak(local_hostname=os.uname().nodename)
         try:
-            self._lmtp.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._lmtp.sock.settimeout(_TIMEOUT)
-            self._lmtp.sock.connect(path)
-            self._lmtp.file = None
+            self._speaker.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._speaker.sock.settimeout(_TIMEOUT)
+            self._speaker.sock.connect(path)
+            self._speaker.file = None
             self._greet()
         except ConnectionRefusedError as error:
-            self._lmtp.close()
+            self._speaker.close()
             raise Refused(UNREACHABLE) from error
         except (OSError, smtplib.SMTPException) as error:
-            self._lmtp.close()
+            self._speaker.close()
             raise Refused(gone(error)) from error
 
     def __enter__(self) -> Self:
@@ -91,16 +95,16 @@ class Client:
     ) -> None:
         try:
             if error is None:
-                self._lmtp.quit()
+                self._speaker.quit()
         except (OSError, smtplib.SMTPException):
             pass  # it has taken what it has taken
         finally:
-            self._lmtp.close()
+            self._speaker.close()
 
     def _greet(self) -> None:
-        code, text = self._lmtp.getreply()
+        code, text = self._speaker.getreply()
         if code == 220:
-            code, text = self._lmtp.ehlo()
+            code, text = self._speaker.ehlo()
         if code != 250:
             raise Refused(refusal_of(code, text))
 
@@ -121,7 +125,7 @@ class Client:
         """What each recipient's RCPT would be told, and nothing is sent; raises Refused."""
         try:
             outcomes = self._address(verb, sender, recipients)
-            self._lmtp.docmd("RSET")
+            self._speaker.docmd("RSET")
         except (OSError, smtplib.SMTPException) as error:
             raise Refused(gone(error)) from error
         return outcomes
@@ -140,13 +144,15 @@ class Client:
         accepted = [number for number, outcome in enumerate(outcomes) if outcome.is_done]
         if not accepted:
             return outcomes
-        code, text = self._lmtp.docmd("DATA")
+        code, text = self._speaker.docmd("DATA")
         if code != 354:
             raise Refused(refusal_of(code, text))
         for piece in stuff(message):
-            self._lmtp.send(piece)
-        for number in accepted:
-            outcomes[number] = outcome_of(*self._lmtp.getreply())
+            self._speaker.send(piece)
+        for number in accepted if self._is_lmtp else accepted[:1]:
+            outcomes[number] = outcome_of(*self._speaker.getreply())
+        for number in accepted[1:] if not self._is_lmtp else []:
+            outcomes[number] = outcomes[accepted[0]]
         return outcomes
 
     def _choose(self, verb: str) -> str:
@@ -154,7 +160,7 @@ class Client:
 
         SOML and SAML are then what they are for somebody who is not logged in.
         """
-        if verb == "MAIL" or self._lmtp.has_extn(verb):
+        if verb == "MAIL" or self._speaker.has_extn(verb):
             return verb
         if verb == "SEND":
             raise Refused(Outcome(550, "5.7.1", "Terminals are not for you here"))
@@ -162,17 +168,17 @@ class Client:
 
     def _allow_utf8(self, addresses: str) -> str:
         """The parameter for addresses that ASCII cannot hold, where that is offered."""
-        if addresses.isascii() or not self._lmtp.has_extn("smtputf8"):
+        if addresses.isascii() or not self._speaker.has_extn("smtputf8"):
             return ""
-        self._lmtp.command_encoding = "utf-8"
+        self._speaker.command_encoding = "utf-8"
         return " SMTPUTF8"
 
     def _ask(self, command: str) -> Outcome:
         if not command.isprintable():
             return Outcome(501, "5.1.3", "An address holds a control character")
-        if not command.isascii() and self._lmtp.command_encoding == "ascii":
+        if not command.isascii() and self._speaker.command_encoding == "ascii":
             return Outcome(501, "5.6.7", "An address holds a character outside ASCII")
-        return outcome_of(*self._lmtp.docmd(command))
+        return outcome_of(*self._speaker.docmd(command))
 
 
 def gone(error: Exception) -> Outcome:

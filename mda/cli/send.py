@@ -21,7 +21,6 @@ from mda.cli.person import host_config, own_host, own_path
 from mda.content.screen import CONVERSATION
 from mda.receiver.domains import Domains
 from mda.receiver.grammar import spell_path
-from mda.receiver.replies import RELAYING_DENIED, to_outcome
 from mda.receiver.submission import forward_path
 
 TYPE_CHECKING = False
@@ -72,7 +71,8 @@ def command(verb: str | None, subject: str, words: tuple[str, ...]) -> None:
     The first argument names the recipients, with commas between them if there are
     several. The other arguments are the text; but if each of them is a user of this
     host or has an @, they are recipients too, and the text is read from standard input.
-    Typed on a terminal it is shown line by line, if all of them take messages.
+    Typed on a terminal it is shown line by line, if all of them take messages. To a user of
+    another host it goes by the queue.
     """
     recipients, text = divide(list(words))
     if not recipients:
@@ -87,7 +87,8 @@ def deliver_text(verb: str | None, subject: str, recipients: list[str], text: st
     """Send the text, or what is typed if it is None; the exit status."""
     if text is not None:
         return send(verb or "SOML", subject, recipients, text)
-    if verb in (None, "SEND") and not subject and os.isatty(0):
+    is_talk = verb in (None, "SEND") and not subject and os.isatty(0)
+    if is_talk and all(map(is_here, recipients)):
         outcomes = ask_all(recipients)
         if all(outcome.is_done for outcome in outcomes):
             return talk(recipients)
@@ -167,22 +168,20 @@ def send(verb: str, subject: str, recipients: list[str], text: str) -> int:
 
 
 def exchange(recipients: list[str], ask: Exchange) -> list[Outcome]:
-    """What `ask` is told of each recipient; those on other hosts it is not asked about.
-
-    By LMTP every domain is this host's: bob@elsewhere would be bob here.
-    """
-    outcomes = [to_outcome(RELAYING_DENIED)] * len(recipients)
-    here = [number for number, recipient in enumerate(recipients) if is_here(recipient)]
-    if not here:
-        return outcomes
-    try:
-        with handover.Client() as client:
-            told = ask(client, [spell_path(recipients[number]) for number in here])
-    except handover.Refused as refused:
-        told = [refused.outcome] * len(here)
-    for number, outcome in zip(here, told, strict=True):
-        outcomes[number] = outcome
-    return outcomes
+    """What `ask` is told of each recipient: by LMTP those here, by SMTP those elsewhere."""
+    outcomes: dict[str, Outcome] = {}
+    here = [recipient for recipient in recipients if is_here(recipient)]
+    elsewhere = [recipient for recipient in recipients if recipient not in here]
+    for protocol, group in (("lmtp", here), ("smtp", elsewhere)):
+        if not group:
+            continue
+        try:
+            with handover.Client(protocol) as client:
+                told = ask(client, [spell_path(recipient) for recipient in group])
+        except handover.Refused as refused:
+            told = [refused.outcome] * len(group)
+        outcomes.update(zip(group, told, strict=True))
+    return [outcomes[recipient] for recipient in recipients]
 
 
 def is_here(recipient: str) -> bool:

@@ -52,6 +52,7 @@ class Copies:
         self._spool_fds: dict[bytes, int] = {}
         # Of the transaction in hand.
         self._mailed: dict[tuple[str, int, str], Outcome] = {}
+        self.has_served = False
         self._commands_until = 0.0
         # Not to be counted as time that others have waited for locks.
         self.seconds_of_commands = 0.0
@@ -62,6 +63,7 @@ class Copies:
             os.close(fd)
         self._texts.clear()
         self._mailed.clear()
+        self.has_served = False
         self._commands_until = 0.0
         self.seconds_of_commands = 0.0
 
@@ -115,7 +117,9 @@ class Copies:
             return min(outcomes, key=lambda each: (each.is_done, not each.is_temporary))
         if target.key not in self._mailed or target.kind == "failure":
             self._mailed[target.key] = self._mail_now(target, message)
-        return self._mailed[target.key]
+        outcome = self._mailed[target.key]
+        self.has_served = self.has_served or outcome.is_done
+        return outcome
 
     def queue(
         self,
@@ -136,14 +140,20 @@ class Copies:
         addressees = []
         for target, asked in items:
             local_part, _, domain = target.place.rpartition("@")
-            if target.kind == "remote":
-                addressees.append(queue.Addressee(os.fsencode(local_part), os.fsencode(domain)))
+            if target.leaves:
+                mailbox = os.fsencode(local_part), os.fsencode(domain)
+                addressees.append(queue.Addressee(*mailbox, route=target.route))
             else:
                 addressees.append(queue.Addressee(asked, b"", name_place(target)))
         form = b"p" if b"p" in self._texts else b"q"
         fd, size = self._text(form)
         envelope = queue.Envelope(
-            verb, sender, addressees, form=form.decode("ascii"), is_utf8=is_utf8
+            verb,
+            sender,
+            addressees,
+            form=form.decode("ascii"),
+            is_utf8=is_utf8,
+            is_relayed=any(target.kind == "relay" for target, _ in items),
         )
         pieces = itertools.chain([head], read_at(fd, size))
         try:
@@ -151,6 +161,7 @@ class Copies:
                 name = queue.put(queue_directory(self._config), envelope, pieces)
         except OSError as error:
             return cannot_keep(error, "queueing the message")
+        self.has_served = True
         log.write("queued", queue=name, sender=sender, recipients=len(addressees))
         return Outcome(250, "2.0.0", f"Queued as {name}")
 
@@ -166,7 +177,7 @@ class Copies:
 
     def _mail_now(self, target: Target, message: Message) -> Outcome:
         account = target.account
-        if target.kind == "remote":
+        if target.leaves:
             return self.queue("MAIL", message.sender, head_of(message.prefix), [(target, b"")])
         if account is None:
             return target.outcome or Outcome(451, "4.3.0", "Nowhere to go")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     # Where mail goes, or why that cannot be told now; and the numbers of those that go there.
     Way = tuple[Hop | Outcome, list[int]]
 
-_LOCAL = Hop("lmtp", path=LMTP_SOCKET, tls="never")
+_LOCAL = Hop("lmtp", path=LMTP_SOCKET, tls="never", takes_any_line=True)
 _PROGRAM = Hop("sendmail")
 _POSTMASTER = b"postmaster"
 _DOWN_SECONDS = 60
@@ -67,7 +67,8 @@ class Attempts:
             return _LOCAL
         if outbound.via == "sendmail":
             return _PROGRAM
-        domain = addressee.domain.decode("utf-8", "replace")
+        first = addressee.route.split(b",")[0].removeprefix(b"@") or addressee.domain
+        domain = first.decode("utf-8", "replace")
         try:
             return find_hop(domain, vars(self._config.routes), outbound.smarthost)
         except ValueError as error:
@@ -92,7 +93,7 @@ class Attempts:
                 for number, outcome in zip(part, result.outcomes, strict=True)
                 if outcome is not None and number not in left
             }
-            message.note(outcomes)
+            message.note(outcomes, result.host)
             self._log(message, key, outcomes)
             numbers = left + numbers
 
@@ -120,7 +121,7 @@ class Attempts:
             return settled(len(paths), hand_over(message, paths))
         read = partial(read_text, message)
         measures = Measures(read())
-        if measures.longest_line > _LONGEST_LINE and not hop.path:
+        if measures.longest_line > _LONGEST_LINE and not hop.takes_any_line:
             return settled(len(paths), _LINE_TOO_LONG)
         found = find_addresses(hop, self._own_domains)
         if isinstance(found, Outcome):
@@ -134,6 +135,7 @@ class Attempts:
             if is_tls and hop.tls == "may":
                 request.tls = "never"
                 result = sender.send(address, request, read, host=host)
+            result.host = spell_host(host) if result.is_greeted else ""
             if result.failure is None:
                 break
         return result
@@ -146,9 +148,9 @@ class Attempts:
         return Request(
             # Who had his message on no terminal then is not to have it on one hours later.
             VERBS[b"MAIL" if hop is _LOCAL else envelope.verb.encode("ascii")],
-            envelope.sender,
+            self._reverse_path(envelope, hop),
             paths,
-            helo=self._name,
+            helo=hop.name or self._name,
             parameters=[b"XPLACE=" + each if each else b"" for each in places],
             size=measures.size,
             has_8bit=measures.has_8bit,
@@ -156,6 +158,17 @@ class Attempts:
             is_lmtp=hop.protocol == "lmtp",
             tls=hop.tls,
         )
+
+    def _reverse_path(self, envelope: Envelope, hop: Hop) -> bytes:
+        """The sender, with our name in front where source routes are honoured (RFC 821 3.6).
+
+        It is the name by which the hop knows us. The null reverse-path stays null.
+        """
+        is_honoured = self._config.relay.source_routes == "honour"
+        if not (is_honoured and envelope.is_relayed and envelope.sender):
+            return envelope.sender
+        separator = b"," if envelope.sender.startswith(b"@") else b":"
+        return b"@%b%b%b" % ((hop.name or self._name).encode("ascii"), separator, envelope.sender)
 
     def _log(self, message: Waiting, key: str, outcomes: dict[int, Outcome]) -> None:
         for number, outcome in outcomes.items():
@@ -199,12 +212,20 @@ class Attempts:
             log.write("dropped", log.WARNING, queue=message.name, why="nobody to tell")
             return
         failures = [
-            (self._name_fully(each), each.outcome or _NEVER_TRIED)
+            (self._name_fully(each), each.outcome or _NEVER_TRIED, each.host)
             for each in (envelope.addressees[number] for number in numbers)
         ]
         head = b"".join(read_text(message, most=_HEAD))
         reader = self._name_fully(to)
-        text = notice.compose(self._name, reader, failures, head, time.time(), is_delay=is_delay)
+        text = notice.compose(
+            self._name,
+            reader,
+            failures,
+            head,
+            time.time(),
+            is_whole=message.size <= _HEAD,
+            is_delay=is_delay,
+        )
         queue.put(queue_directory(self._config), Envelope("MAIL", b"", [to]), [text])
 
     def _find_reader(self, envelope: Envelope, *, is_delay: bool) -> Addressee | None:
@@ -213,8 +234,12 @@ class Attempts:
         if to is None or not to.text:
             is_last = [each.local_part for each in envelope.addressees] == [_POSTMASTER]
             return None if is_delay or is_last else Addressee(_POSTMASTER, b"")
-        is_ours = self._domains.is_ours(to.domain)
-        return Addressee(to.local_part, b"" if is_ours else to.domain)
+        # The last mailbox (RFC 5321 6.1), but along the route where that is honoured.
+        is_honoured = self._config.relay.source_routes == "honour"
+        route = self._domains.leave_out_own(to.route) if is_honoured else ()
+        if not to.domain or (not route and self._domains.is_ours(to.domain)):
+            return Addressee(to.local_part, b"")
+        return Addressee(to.local_part, to.domain, route=b",".join(b"@" + each for each in route))
 
     def _name_fully(self, addressee: Addressee) -> bytes:
         """An addressee as a notice names it, also to somebody elsewhere."""
@@ -227,6 +252,13 @@ def settled(count: int, outcome: Outcome) -> Result:
     result = Result(count)
     result.settle(outcome)
     return result
+
+
+def spell_host(host: str) -> str:
+    """A host as reports name it: an address in brackets (RFC 5321 4.1.3)."""
+    if ":" in host:
+        return f"[IPv6:{host}]"
+    return f"[{host}]" if host.replace(".", "").isdigit() else host
 
 
 def give_up(addressee: Addressee) -> Outcome:
@@ -242,10 +274,11 @@ def pause(tries: int, first_minutes: int, most_minutes: int) -> float:
 
 
 def spell(addressee: Addressee) -> bytes:
-    """The forward-path of an addressee, without brackets."""
+    """The forward-path of an addressee, without brackets, with what is left of its route."""
     local_part = os.fsdecode(addressee.local_part)
     domain = os.fsdecode(addressee.domain)
-    return os.fsencode(spell_path(f"{local_part}@{domain}" if domain else local_part))
+    mailbox = os.fsencode(spell_path(f"{local_part}@{domain}" if domain else local_part))
+    return b"%b:%b" % (addressee.route, mailbox) if addressee.route else mailbox
 
 
 def read_text(message: Waiting, most: int = 0) -> Iterable[bytes]:

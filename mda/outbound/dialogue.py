@@ -56,7 +56,12 @@ class Say:
 
 
 class SayText:
-    """Send the text of the message, stuffed, with the end of data."""
+    """Send the text of the message, stuffed, with the end of data; in seven bits if so said."""
+
+    __slots__ = ("is_7bit",)
+
+    def __init__(self, *, is_7bit: bool) -> None:
+        self.is_7bit = is_7bit
 
 
 class Hear:
@@ -125,11 +130,12 @@ class Result:
 
     `failure` is why the channel was lost before the text, so that nobody can have it from
     there and another host may be tried. `leftover` are the numbers of the paths that want a
-    transaction of their own.
+    transaction of their own. `host` is who has said so, or empty.
     """
 
     def __init__(self, count: int) -> None:
         self.outcomes: list[Outcome | None] = [None] * count
+        self.host = ""
         self.leftover: list[int] = []
         self.failure: Outcome | None = None
         self.is_greeted = False
@@ -283,7 +289,10 @@ def _transact(request: Request, result: Result, extensions: dict[str, str]) -> D
     if commands:
         pipelined = "PIPELINING" in extensions
         is_opened, accepted = yield from _address(opening, commands, result, is_pipelined=pipelined)
-        yield from _say_text(request, result, accepted, is_pipelined=pipelined, is_opened=is_opened)
+        text = SayText(is_7bit=needs_7bit(request, extensions))
+        yield from _say_text(
+            request, result, accepted, text, is_pipelined=pipelined, is_opened=is_opened
+        )
 
 
 def choose_verb(verb: Verb, extensions: dict[str, str]) -> Verb | None:
@@ -291,6 +300,11 @@ def choose_verb(verb: Verb, extensions: dict[str, str]) -> Verb | None:
     if verb not in TERMINAL_VERBS or verb in extensions:
         return verb
     return None if verb == "SEND" else "MAIL"
+
+
+def needs_7bit(request: Request, extensions: dict[str, str]) -> bool:
+    """Has the text octets that this host does not take (RFC 6152 3)?"""
+    return request.has_8bit and "8BITMIME" not in extensions
 
 
 def _judge(request: Request, verb: Verb | None, extensions: dict[str, str]) -> Outcome | None:
@@ -305,7 +319,8 @@ def _judge(request: Request, verb: Verb | None, extensions: dict[str, str]) -> O
 
 def _open(request: Request, verb: Verb, extensions: dict[str, str]) -> bytes:
     words = [b"%b FROM:<%b>" % (verb.encode(), request.reverse_path)]
-    if "SIZE" in extensions and request.size:
+    # How large it gets in seven bits is not known yet.
+    if "SIZE" in extensions and request.size and not needs_7bit(request, extensions):
         words.append(b"SIZE=%d" % request.size)
     if "8BITMIME" in extensions and request.has_8bit:
         words.append(b"BODY=8BITMIME")
@@ -355,6 +370,7 @@ def _say_text(
     request: Request,
     result: Result,
     accepted: list[int],
+    text: SayText,
     *,
     is_pipelined: bool,
     is_opened: bool,
@@ -374,7 +390,7 @@ def _say_text(
             result.outcomes[number] = refused
         return
     result.is_text_begun = True
-    yield SayText()
+    yield text
     for number in accepted if request.is_lmtp else accepted[:1]:
         result.outcomes[number] = outcome_of((yield from _hear("end")))
     for number in accepted:

@@ -38,15 +38,20 @@ class Addressee:
     """One recipient of a message that waits.
 
     `domain` is empty for one of this host, whose `place` is then the digest of the target
-    that failed. `outcome` is the last try's, or None.
+    that failed. `route` is what is left of the source route (b"@ONE,@TWO"), or empty.
+    `outcome` is the last try's, or None, and `host` whose word it is, or "" for ours.
     """
 
-    __slots__ = ("domain", "is_told", "local_part", "outcome", "place")
+    __slots__ = ("domain", "host", "is_told", "local_part", "outcome", "place", "route")
 
-    def __init__(self, local_part: bytes, domain: bytes, place: str = "") -> None:
+    def __init__(
+        self, local_part: bytes, domain: bytes, place: str = "", *, route: bytes = b""
+    ) -> None:
         self.local_part = local_part
         self.domain = domain
         self.place = place
+        self.route = route
+        self.host = ""
         self.outcome: Outcome | None = None
         self.is_told = False
 
@@ -65,10 +70,11 @@ class Addressee:
 class Envelope:
     """The envelope of a message that waits; `form` is the text's: "p" plain, "q" quoted.
 
-    `sender` is the reverse-path without brackets, `came` seconds since the epoch.
+    `sender` is the reverse-path without brackets, `came` seconds since the epoch;
+    `is_relayed` says that the client has named the other hosts, and no file of ours.
     """
 
-    __slots__ = ("addressees", "came", "form", "is_utf8", "sender", "verb")
+    __slots__ = ("addressees", "came", "form", "is_relayed", "is_utf8", "sender", "verb")
 
     def __init__(
         self,
@@ -78,6 +84,7 @@ class Envelope:
         *,
         form: str = "p",
         is_utf8: bool = False,
+        is_relayed: bool = False,
         came: float = 0.0,
     ) -> None:
         self.verb = verb
@@ -85,6 +92,7 @@ class Envelope:
         self.addressees = addressees
         self.form = form
         self.is_utf8 = is_utf8
+        self.is_relayed = is_relayed
         self.came = came or time.time()
 
 
@@ -131,9 +139,14 @@ class Waiting:
             file.seek(self.begin)
             yield from iter(lambda: file.readline(_PIECE), b"")
 
-    def note(self, outcomes: dict[int, Outcome]) -> None:
-        """Keep what became of some addressees, by number, durably; raises OSError."""
-        rows = {str(at): [each.code, each.enhanced, each.text] for at, each in outcomes.items()}
+    def note(self, outcomes: dict[int, Outcome], host: str = "") -> None:
+        """Keep what became of some addressees, by number, durably; raises OSError.
+
+        `host` is whose word it is, or empty for ours.
+        """
+        rows = {
+            str(at): [each.code, each.enhanced, each.text, host] for at, each in outcomes.items()
+        }
         self._add({"outcomes": rows})
 
     def note_try(self) -> None:
@@ -167,8 +180,10 @@ class Waiting:
     def _take(self, step: dict[str, object]) -> None:
         match step:
             case {"outcomes": dict(rows)}:
-                for number, (code, enhanced, text) in rows.items():
-                    self.envelope.addressees[int(number)].outcome = Outcome(code, enhanced, text)
+                for number, (code, enhanced, text, *host) in rows.items():
+                    addressee = self.envelope.addressees[int(number)]
+                    addressee.outcome = Outcome(code, enhanced, text)
+                    addressee.host = "".join(host)
             case {"told": list(numbers)}:
                 for number in numbers:
                     self.envelope.addressees[number].is_told = True
@@ -316,12 +331,18 @@ def _pack_envelope(envelope: Envelope) -> bytes:
         "came": envelope.came,
         "form": envelope.form,
         "utf8": envelope.is_utf8,
+        "relayed": envelope.is_relayed,
         "to": [
-            [os.fsdecode(each.local_part), os.fsdecode(each.domain), each.place]
+            [*map(os.fsdecode, (each.local_part, each.domain)), each.place, os.fsdecode(each.route)]
             for each in envelope.addressees
         ],
     }
     return json.dumps(fields).encode() + b"\n"
+
+
+def _read_addressee(local_part: str, domain: str, place: str, route: str) -> Addressee:
+    mailbox = os.fsencode(local_part), os.fsencode(domain)
+    return Addressee(*mailbox, place, route=os.fsencode(route))
 
 
 def _read_envelope(line: bytes) -> Envelope:
@@ -334,12 +355,16 @@ def _read_envelope(line: bytes) -> Envelope:
             "came": int() | float() as came,
             "form": str(form),
             "utf8": bool(is_utf8),
+            "relayed": bool(is_relayed),
             "to": list(rows),
         }:
-            addressees = [
-                Addressee(os.fsencode(local_part), os.fsencode(domain), place)
-                for local_part, domain, place in rows
-            ]
-            sender_path = os.fsencode(sender)
-            return Envelope(verb, sender_path, addressees, form=form, is_utf8=is_utf8, came=came)
+            return Envelope(
+                verb,
+                os.fsencode(sender),
+                [_read_addressee(*row) for row in rows],
+                form=form,
+                is_utf8=is_utf8,
+                is_relayed=is_relayed,
+                came=came,
+            )
     raise ValueError("no envelope")

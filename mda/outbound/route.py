@@ -27,8 +27,9 @@ _MOST_ADDRESSES = 20
 _LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
 _LONGEST_NAME = 253  # characters (RFC 1035 2.3.4, as text)
+_OPTIONS = ("tls=never", "tls=may", "tls=must", "lines=any", "name=our.name.there")
 _HOP = re.compile(r"(?:(smtp|lmtp):)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
-_TLS: dict[str, Tls] = {"": "may", "tls=never": "never", "tls=may": "may", "tls=must": "must"}
+_TLS: dict[str, Tls] = {"never": "never", "may": "may", "must": "must"}
 
 NO_RESOLVER = Outcome(451, "4.3.5", "Looking up exchangers needs dnspython, a route or a smarthost")
 NO_SUCH_DOMAIN = Outcome(550, "5.1.2", "The domain does not exist")
@@ -41,10 +42,13 @@ LOOP = Outcome(554, "5.4.6", "The exchanger of the domain is this host, which kn
 class Hop:
     """The next host: `protocol` "smtp" or "lmtp", and a `path` or a `host` and `port`.
 
-    With `is_domain` the host is a domain, whose exchangers are to be looked up.
+    With `is_domain` the host is a domain, whose exchangers are to be looked up. `name` is our
+    name there, if it is another, and `takes_any_line` says that it takes lines of any length.
     """
 
-    __slots__ = ("host", "is_domain", "path", "port", "protocol", "tls")
+    __slots__ = (
+        "host", "is_domain", "name", "path", "port", "protocol", "takes_any_line", "tls",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -55,6 +59,8 @@ class Hop:
         path: str = "",
         tls: Tls = "may",
         is_domain: bool = False,
+        name: str = "",
+        takes_any_line: bool = False,
     ) -> None:
         self.protocol = protocol
         self.host = host
@@ -62,30 +68,47 @@ class Hop:
         self.path = path
         self.tls: Tls = tls
         self.is_domain = is_domain
+        self.name = name
+        self.takes_any_line = takes_any_line
 
     @property
     def key(self) -> str:
         """The same for recipients whose mail can go in one transaction."""
         kind = "domain" if self.is_domain else self.protocol
-        return f"{kind}:{self.path or f'{self.host}:{self.port}'} {self.tls}"
+        lines = " lines=any" if self.takes_any_line and not self.path else ""
+        name = f" name={self.name}" if self.name else ""
+        return f"{kind}:{self.path or f'{self.host}:{self.port}'} {self.tls}{lines}{name}"
 
 
 def parse_hop(text: str) -> Hop:
     """A next hop as the configuration has it; raises ValueError.
 
     `host`, `host:port`, `[address]:port`, with `smtp:` or `lmtp:` before it; `unix:/path`
-    (LMTP) and `smtp+unix:/path`; ` tls=never`, ` tls=may` or ` tls=must` behind it.
+    (LMTP) and `smtp+unix:/path`; behind it ` tls=never`, ` tls=may` or ` tls=must`,
+    ` lines=any`, ` name=our.name.there`.
     """
-    place, _, more = text.partition(" ")
-    if more.strip() not in _TLS:
-        raise ValueError(f"{more.strip()!r} is none of tls=never, tls=may, tls=must")
-    tls = _TLS[more.strip()]
+    place, *words = text.split(" ")
+    hop = _parse_place(place)
+    for word in filter(None, words):
+        key, _, value = word.partition("=")
+        if key == "tls" and value in _TLS:
+            hop.tls = "never" if hop.path else _TLS[value]
+        elif key == "name" and is_name(value):
+            hop.name = value
+        elif word == "lines=any":
+            hop.takes_any_line = True
+        else:
+            raise ValueError(f"{word!r} is none of {', '.join(_OPTIONS)}")
+    return hop
+
+
+def _parse_place(place: str) -> Hop:
     for prefix, protocol in (("unix:", "lmtp"), ("lmtp+unix:", "lmtp"), ("smtp+unix:", "smtp")):
         if place.startswith(prefix):
             path = place.removeprefix(prefix)
             if not path.startswith("/"):
                 raise ValueError("the path of a socket begins with /")
-            return Hop(protocol, path=path, tls="never")
+            return Hop(protocol, path=path, tls="never", takes_any_line=True)
     found = _HOP.fullmatch(place)
     if found is None:
         raise ValueError(f"{place!r} is no host, such as mail.example.org:25 or unix:/path")
@@ -94,7 +117,7 @@ def parse_hop(text: str) -> Hop:
         raise ValueError("LMTP needs a port, and a port is below 65536")
     if pack_literal(found[2]) is None and not is_name(found[2]):
         raise ValueError(f"{found[2]!r} is neither the name of a host nor an [address]")
-    return Hop(protocol, found[2], port, tls=tls)
+    return Hop(protocol, found[2], port)
 
 
 def is_name(host: str) -> bool:

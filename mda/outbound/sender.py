@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS = 30
 _READ = 65_536
+_MOST_CONVERTED = 16 << 20  # octets; the whole of it is in memory
+NO_8BIT = Outcome(554, "5.6.3", "The next host takes no octets above 127, which the text has")
 _BLOCK = 65_536
 
 
@@ -74,6 +76,21 @@ def read(pieces: Iterable[bytes]) -> Iterator[bytes]:
         raise Lost(cannot_keep(error, "reading the message")) from error
 
 
+def convert_whole(pieces: Iterator[bytes]) -> bytes:
+    """The text in seven bits; raises Lost where that cannot be (RFC 6152 3)."""
+    from mda.outbound.sevenbit import Inconvertible, convert  # few hops need it
+
+    text = bytearray()
+    for piece in pieces:
+        text += piece
+        if len(text) > _MOST_CONVERTED:
+            raise Lost(NO_8BIT)
+    try:
+        return convert(bytes(text))
+    except Inconvertible as error:
+        raise Lost(NO_8BIT) from error
+
+
 def gather(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
     """The same octets in blocks of `size` at least, but for the last."""
     block = bytearray()
@@ -108,7 +125,10 @@ class Wire:
                 self._channel.sendall(step.octets)
             case SayText():
                 self._channel.settimeout(dialogue.SECONDS["block"])
-                for octets in gather(stuff(read(read_text())), _BLOCK):
+                pieces = read(read_text())
+                if step.is_7bit:
+                    pieces = iter([convert_whole(pieces)])
+                for octets in gather(stuff(pieces), _BLOCK):
                     self._channel.sendall(octets)
             case StartTls():
                 self._start_tls()

@@ -32,6 +32,11 @@ class Domains:
         name = to_ascii(domain.decode("utf-8").lower())
         return name in self._names or is_own_address(name)
 
+    def leave_out_own(self, route: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """What is left of a source route without our own names at its beginning (RFC 821 3.6)."""
+        at = next((at for at, host in enumerate(route) if not self.is_ours(host)), len(route))
+        return route[at:]
+
 
 def to_ascii(name: str) -> str:
     """A domain as the DNS has it (RFC 5890 2.3.2.1), or as it is where that cannot be."""

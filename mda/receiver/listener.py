@@ -242,16 +242,18 @@ def _be_session(
     broker.be_session(identities, config, wire.Broker(socket.socket(fileno=link)), load)
 
 
+# What a peer has or has not, each a character of the row.
+_RIGHTS = tuple(name for name in Peer.__slots__ if name.startswith(("is_", "may_")))
+
+
 def pack_peer(peer: Peer, is_lmtp: bool) -> bytes:
     """The peer as the master has read it, for the nursery."""
-    names, is_offered = peer.may_ask_names, peer.is_offered_terminals
-    rights = (peer.is_trusted, peer.may_use_terminals, names, is_offered, peer.is_queue)
     return wire.pack(
         peer.kind.encode(),
         peer.address.encode(),
         b"%d" % peer.uid,
         os.fsencode(peer.user),
-        b"%d%d%d%d%d" % rights,
+        bytes(b"01"[getattr(peer, right)] for right in _RIGHTS),
         b"lmtp" if is_lmtp else b"smtp",
     )
 
@@ -264,8 +266,9 @@ def unpack_peer(row: bytes) -> tuple[Peer, bool]:
         address.decode(),
         int(uid),
         os.fsdecode(user),
-        *(flag == ord("1") for flag in flags),
     )
+    for right, flag in zip(_RIGHTS, flags, strict=True):
+        setattr(peer, right, flag == ord("1"))
     return peer, protocol == b"lmtp"
 
 

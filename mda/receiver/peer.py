@@ -84,6 +84,7 @@ def local_peer(uid: int, config: Config) -> Peer:
         _may_use_terminals("local", config) and (is_person or uid == _ROOT),
         _may_ask_names("", config),
         is_queue=is_queue,
+        may_relay=(is_person or uid == _ROOT) and config.outbound.via != "nothing",
     )
 
 
@@ -101,6 +102,7 @@ def _identify_remote(connection: _socket.socket, config: Config) -> Peer:
         may_use_terminals=_may_use_terminals(place, config) or _is_in_network(address, config),
         may_ask_names=_may_ask_names("" if is_loopback else address, config),
         is_offered_terminals=config.terminal.enabled and "networks" in config.terminal.peers,
+        may_relay=_may_relay(address, config),
     )
 
 
@@ -145,6 +147,11 @@ def _may_ask_names(address: str, config: Config) -> bool:
     if not address:
         return True
     return config.receiver.vrfy == "networks" and _is_in(address, config.receiver.vrfy_networks)
+
+
+def _may_relay(address: str, config: Config) -> bool:
+    networks = config.receiver.relay_networks
+    return bool(networks) and config.outbound.via != "nothing" and _is_in(address, networks)
 
 
 def _name_of(uid: int) -> str:

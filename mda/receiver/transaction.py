@@ -14,7 +14,15 @@ from mda.content.headers import (
     received,
     return_path,
 )
-from mda.model import TERMINAL_VERBS, Envelope, Outcome, Path, Peer, Recipient
+from mda.model import (
+    TERMINAL_VERBS,
+    Envelope,
+    Outcome,
+    Path,
+    Peer,
+    Recipient,
+    will_forward,
+)
 from mda.receiver import replies
 from mda.receiver.domains import Domains
 from mda.receiver.grammar import read_path
@@ -43,7 +51,14 @@ class Transaction:
     """
 
     def __init__(
-        self, broker: Broker, config: Config, peer: Peer, domains: Domains, *, is_lmtp: bool
+        self,
+        broker: Broker,
+        config: Config,
+        peer: Peer,
+        domains: Domains,
+        *,
+        is_lmtp: bool,
+        is_notice: bool = False,
     ) -> None:
         self._broker = broker
         self._config = config
@@ -55,6 +70,7 @@ class Transaction:
         self._identity = ""
         self._is_full = False
         self._is_lmtp = is_lmtp
+        self._is_notice = is_notice
         self.helo = ""
         self.protocol = "LMTP" if is_lmtp else "SMTP"
 
@@ -86,7 +102,8 @@ class Transaction:
                 return replies.TOO_MANY_RECIPIENTS  # logged once is enough
             self._is_full = True
             return self._refuse(envelope, replies.TOO_MANY_RECIPIENTS, to=path.text)
-        if not self._domains.is_ours(path.domain):
+        away = self._lead_away(path)
+        if away[0] and not self._may_relay:
             return self._refuse(envelope, replies.RELAYING_DENIED, to=path.text)
         outcome, copies = self._broker.resolve(
             envelope.verb,
@@ -95,11 +112,16 @@ class Transaction:
             is_first=not envelope.recipients,
             is_handed_over=self._is_handed_over,
             only=place,
+            domain=away[0],
+            route=away[1],
+            is_notice=self._is_notice,
         )
         recipient = Recipient(path, copies)
         if outcome.is_done and envelope.verb in TERMINAL_VERBS:
-            outcome = self._probe(envelope, recipient)
-        reply = replies.of_outcome(outcome, subject(path))
+            outcome = self._ask_for_terminals(envelope, recipient, outcome, is_relay=bool(away[0]))
+        # What a moved mailbox is told begins with the path that it has now.
+        has_moved = outcome.code in (251, 551)
+        reply = replies.of_outcome(outcome, "" if has_moved else subject(path))
         if not reply.is_accepted:
             self._refuse(envelope, reply, to=path.text)
             # What is wrong with a file of a user's is for this host to know.
@@ -109,10 +131,37 @@ class Transaction:
         return reply
 
     @property
+    def _may_relay(self) -> bool:
+        """Our own notices go anywhere."""
+        return self._peer.may_relay or self._is_notice
+
+    def _lead_away(self, path: Path) -> tuple[bytes, bytes]:
+        """Domain and source route of mail that leaves us; both empty where it is ours.
+
+        A route counts only where it is honoured, and only from who may relay: without it the
+        last mailbox does (RFC 5321 4.1.1.3), and by that nobody can make us a relay.
+        """
+        is_honoured = self._config.relay.source_routes == "honour" and self._may_relay
+        route = self._domains.leave_out_own(path.route) if is_honoured else ()
+        if not path.domain or (not route and self._domains.is_ours(path.domain)):
+            return b"", b""
+        return path.domain, b",".join(b"@" + host for host in route)
+
+    @property
     def _is_handed_over(self) -> bool:
         """Has an MTA followed aliases and forward files already?"""
         from_mta = self._domains.takes_any and not self._peer.is_queue
         return from_mta and self._config.recipients.mta_expands
+
+    def _ask_for_terminals(
+        self, envelope: Envelope, recipient: Recipient, resolved: Outcome, *, is_relay: bool
+    ) -> Outcome:
+        """The answer to SEND, SOML and SAML; for another host's terminal we will only try."""
+        if not all(copy.is_remote for copy in recipient.copies):
+            return self._probe(envelope, recipient)
+        if envelope.verb != "SEND" or resolved.code == 251:
+            return resolved
+        return will_forward(recipient.path.text if is_relay else b"")
 
     def _probe(self, envelope: Envelope, recipient: Recipient) -> Outcome:
         """Ask for a terminal now; RFC 821 3.4 lets only SEND fail by it.
@@ -201,12 +250,15 @@ class Transaction:
         return served
 
     def _send_group(self, copies: list[Copy], text: TextStore) -> dict[int, Outcome]:
-        address = self._address_of(copies[0])
-        looped = replies.to_outcome(replies.DELIVERED_BEFORE)
-        refused = text.error or (looped if text.has_been_at(address) else None)
+        refused, mark = text.error, b""
+        if copies[0].address:  # forwarded by an address of ours, and not relayed
+            address = self._address_of(copies[0])
+            mark = delivered_to(address)
+            if not refused and text.has_been_at(address):
+                refused = replies.to_outcome(replies.DELIVERED_BEFORE)
         if refused:
             return dict.fromkeys((copy.number for copy in copies), refused)
-        return self._queue(copies, delivered_to(address))
+        return self._queue(copies, mark)
 
     def _keep_failed(
         self,
@@ -303,22 +355,26 @@ class Transaction:
     def _notify(self, to: bytes, failures: list[tuple[bytes, Outcome]], text: TextStore) -> bool:
         """Is a notice of `failures` durably in the mailbox of `to`, a path without brackets?
 
-        Never for the null reverse-path (RFC 821 3.6), nor for one of another host. What is
-        in the way of a notice leaves the failure to the client.
+        Or in the queue, for a mailbox of another host. Never for the null reverse-path (RFC
+        821 3.6). What is in the way of a notice leaves the failure to the client.
         """
         path = read_path(to)
-        domains = Domains(self._config, takes_any=False)
-        if path is None or not path.text or not domains.is_ours(path.domain):
+        if path is None or not path.text:
             return False
         from mda.outbound.notice import compose  # needs email, which MAIL seldom does
 
-        notice = Transaction(self._broker, self._config, Peer("stream"), domains, is_lmtp=False)
+        domains = Domains(self._config, takes_any=False)
+        notice = Transaction(
+            self._broker, self._config, Peer("stream"), domains, is_lmtp=False, is_notice=True
+        )
         notice.helo, notice.protocol = "localhost", "local"
         try:
             notice.open("MAIL", Path(b"", (), b"", b""))
             if not notice.address(path).is_accepted:
                 return False
-            notice.write(compose(self._name, to, failures, bytes(text.head), time.time()))
+            named = [(address, outcome, "") for address, outcome in failures]
+            head, is_whole = bytes(text.head), text.is_head_whole
+            notice.write(compose(self._name, to, named, head, time.time(), is_whole=is_whole))
             return all(outcome.is_done for _, outcome in notice.finish())
         finally:
             notice.drop()

@@ -30,8 +30,10 @@ def verify(broker: Broker, domains: Domains, name: str, string: bytes, *, is_lis
     if outcome.is_temporary:
         return replies.CANNOT_VERIFY  # the rows have no 4yz (RFC 821 4.3)
     if not outcome.is_done:
-        code = 550 if is_list and outcome.code == 553 else outcome.code
+        code = 550 if is_list and outcome.code in (551, 553) else outcome.code
         return replies.Reply(code, outcome.enhanced, outcome.text)
+    if outcome.code == 251:
+        return replies.Reply(250, "2.1.5", f"<{user}>") if is_list else replies.of_outcome(outcome)
     return list_mailboxes([(user, "", full_name)], name)
 
 

@@ -13,7 +13,7 @@ import time
 
 from mda.config import own_domains
 from mda.delivery.maildir import find_folder
-from mda.model import Account, Outcome, Target, classify_os_error
+from mda.model import Account, Outcome, Target, classify_os_error, please_try
 from mda.recipients import aliases, passwd
 from mda.recipients.destinations import Destination, DestinationError, parse_file
 from mda.recipients.forward import read_forward
@@ -50,7 +50,7 @@ _REMOTE = Outcome(451, "4.4.0", "Mail for other hosts cannot be forwarded from h
 _NO_COMMANDS = Outcome(451, "4.3.5", "Commands are not run on this host (delivery.commands)")
 _TOO_DEEP = Outcome(451, "4.3.5", "Aliases and forward files are nested too deeply")
 _TOO_MANY = Outcome(451, "4.3.5", f"More than {_MOST_TARGETS} members")
-_IS_LIST = Outcome(550, "5.1.4", "That is a list and no user; EXPN shows its members")
+IS_LIST = Outcome(550, "5.1.4", "That is a list and no user; EXPN shows its members")
 _TOO_LONG = Outcome(451, "4.3.5", "Aliases and forward files that take too long to follow")
 _LOOP = Outcome(451, "4.3.5", "Aliases and forward files that lead in a circle")
 
@@ -60,10 +60,13 @@ class Host:
 
     `enter` is the broker's: it takes an account's identity for a `with` block. With
     `only_uid`, the mode without privilege, there is one account and no file that steers
-    mail.
+    mail. `tells_moved` says that the peer may know where somebody else's mail goes now.
     """
 
-    def __init__(self, config: Config, only_uid: int | None, enter: Enter) -> None:
+    def __init__(
+        self, config: Config, only_uid: int | None, enter: Enter, *, tells_moved: bool = True
+    ) -> None:
+        self.tells_moved = tells_moved
         self.config = config
         self.only_uid = only_uid
         self.enter = enter
@@ -131,11 +134,24 @@ class Host:
             return Outcome(451, "4.3.5", f"The account of delivery.alias_user {fault}")
         return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, "/", "")
 
+    def refuse_moved(self, path: bytes) -> Outcome:
+        """The refusal of mail for who has moved, with the new path for who may know it."""
+        return please_try(path if self.tells_moved else b"")
+
     def is_ours(self, domain: bytes) -> bool:
         """Is a domain in one of our own files one of ours?"""
         if not self._domains:
             self._domains = own_domains(self.config)
         return domain.decode("utf-8", "replace").lower() in self._domains
+
+    def find_moved(self, name: bytes) -> str | None:
+        """The entry of `[forward]` for a name, by itself or without its extension."""
+        known = vars(self.config.forward)
+        if not known or self.only_uid is not None:
+            return None
+        entries = {os.fsencode(each).lower(): str(value) for each, value in known.items()}
+        found = (entries.get(each.lower()) for each in self.names_of(name))
+        return next((each for each in found if each is not None), None)
 
     def names_of(self, name: bytes) -> list[bytes]:
         """The names that may be aliases in a local part: the whole, and without extension."""
@@ -164,13 +180,28 @@ def expand(
         walk.fail(refusal, local_part)
     else:
         walk.follow_name(local_part, _Origin())
+    path = moved_to(walk.targets)
+    if path and host.config.recipients.forwarding == "refuse":
+        return [_failure(host.refuse_moved(path), local_part)]
     return walk.targets or [_failure(_LOOP)]
+
+
+def moved_to(targets: list[Target]) -> bytes:
+    """The path of the one mailbox elsewhere that a name means, or empty.
+
+    A list of one, which has an owner, is still a list.
+    """
+    if len(targets) != 1 or targets[0].kind != "remote" or targets[0].owner:
+        return b""
+    return os.fsencode(targets[0].place)
 
 
 def _judge_login(host: Host, name: bytes, is_final: IsFinal) -> Outcome | None:
     """Why this is not simply somebody who could be logged in; None if it is, or is nobody."""
     account = host.find_account(name)[1]
     if account is not None and is_final(account):
+        return None
+    if host.find_moved(name) is not None:
         return None
     known = host.aliases() if host.only_uid is None else aliases.NO_ALIASES
     if isinstance(known, Outcome):
@@ -261,6 +292,8 @@ class _Walk:
         outcome, account = host.find_account(name)
         if name.lower() == _POSTMASTER:
             self._follow_postmaster(outcome, account, origin)
+        elif (moved := host.find_moved(name)) is not None:
+            self._follow_moved(name, moved, origin)
         elif account is not None and self._is_final(account):
             self.add(self.mailbox(account, origin))
         elif host.only_uid is None and self.follow_alias(name, origin):
@@ -270,6 +303,17 @@ class _Walk:
         elif outcome.is_temporary or not self._is_in_circle(name):
             self.note(f"{_shown(name)} is no alias, and no person of this host")
             self.fail(outcome, name, origin.owner)
+
+    def _follow_moved(self, name: bytes, entry: str, origin: _Origin) -> None:
+        """An entry of `[forward]`: the mailbox elsewhere, or "551 " and a mailbox."""
+        path = os.fsencode(entry.removeprefix("551 "))
+        self.note(f"{_shown(name)} has moved to {_shown(path)} ([forward])")
+        if entry.startswith("551 "):
+            self.fail(self._host.refuse_moved(path), name, origin.owner)
+            return
+        local_part, _, domain = path.rpartition(b"@")
+        there = [Destination("mailbox", local_part, domain)]
+        self._follow_all(("moved", name.lower()), there, _Origin(None, name, origin.owner))
 
     def _is_in_circle(self, name: bytes) -> bool:
         """Is an alias further out named again: its members are being followed already.
@@ -561,7 +605,7 @@ def name_person(host: Host, name: bytes) -> bytes | Outcome:
         if found is None or isinstance(found, Outcome):
             return name if found is None else found
         if len(found) > 1 or found[0].kind == "include" or known.has(b"owner-" + alias):
-            return _IS_LIST
+            return IS_LIST
         member = found[0]
         if member.kind != "mailbox" or (member.domain and not host.is_ours(member.domain)):
             return _REMOTE

@@ -38,6 +38,8 @@ PEOPLE = {
 PEOPLE_UIDS = {
     name: 10_000 + 20 * (os.getpid() % 2400) + number for number, name in enumerate(PEOPLE)
 }
+# Who may be at the other end; anybody else is root.
+PEERS = {**UIDS, "postfix": 990, "daemon": 1}
 SESSION_UID = 996
 SPOOL_UID = 997
 
@@ -160,7 +162,7 @@ class Sandbox:
 
     def connect_as(self, user: str, kind: int = socket.SOCK_STREAM) -> tuple[socket.socket, ...]:
         """A connected pair whose credentials are `user`'s: ours, and the one for mda."""
-        with effective_uid({**UIDS, "postfix": 990}.get(user, 0)):
+        with effective_uid(PEERS.get(user, 0)):
             return socket.socketpair(socket.AF_UNIX, kind)
 
     def converse(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from support.sandbox import UIDS, Sandbox, effective_uid, start_command
+from support.sandbox import PEERS, UIDS, Sandbox, effective_uid, start_command
 
 SMTP = "/run/mda/smtp.sock"
 LMTP = "/run/mda/lmtp.sock"
@@ -148,7 +148,7 @@ def connect(sandbox: Sandbox, path: str, user: str) -> socket.socket:
     # /proc/PID/root is root's alone to pass, so the user gets there by a descriptor.
     directory = os.open(os.path.dirname(target), os.O_PATH)
     try:
-        with effective_uid({**UIDS, "postfix": 990}.get(user, 0)):
+        with effective_uid(PEERS.get(user, 0)):
             connection.connect(f"/proc/self/fd/{directory}/{os.path.basename(target)}")
     except OSError:
         connection.close()

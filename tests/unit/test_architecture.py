@@ -71,6 +71,7 @@ QUEUE_COLUMN = [
     "outbound.program",
     "outbound.route",
     "outbound.sender",
+    "outbound.sevenbit",
     "outbound.dialogue",
     "outbound.text",
     "outbound.queue",

@@ -98,7 +98,7 @@ class Brokered:
 
     def resolve(self, name: bytes, verb: bytes = b"MAIL") -> bytes:
         """The outcome of the first RCPT of a transaction."""
-        return self.outcome(wire.RESOLVE, verb, name, b"0", b"first", b"own", b"")
+        return self.outcome(wire.RESOLVE, verb, name, b"0", b"first", b"own", b"", b"", b"")
 
     def offer(self, fd: int, form: bytes = b"q") -> None:
         assert self.outcome(wire.TEXT, form, b"%d" % len(TEXT), fd=fd) == b"250 2.0.0"
@@ -222,6 +222,8 @@ def resolving(**other: bytes) -> list[bytes]:
         "place": b"next",
         "origin": b"own",
         "only": b"",
+        "domain": b"",
+        "route": b"",
     }
     return list({**fields, **other}.values())
 

@@ -472,14 +472,15 @@ def test_hostname_stands_in_greeting_hello_stamp_and_farewell(sandbox: Sandbox) 
 
 
 def test_local_domains_take_the_place_of_the_names_that_were_found(sandbox: Sandbox) -> None:
-    domains = '[receiver]\nlocal_domains = ["Example.org", "[192.0.2.1]"]\n'
+    none = '[outbound]\nvia = "nothing"\n'
+    domains = f'{none}[receiver]\nlocal_domains = ["Example.org", "[192.0.2.1]"]\n'
     for domain, before, after in (
         ("example.ORG", b"550 5.7.1", b"250 2.1.5"),
         ("[192.0.2.1]", b"550 5.7.1", b"250 2.1.5"),
         ("localhost", b"250 2.1.5", b"550 5.7.1"),
         ("mda.test", b"250 2.1.5", b"250 2.1.5"),
     ):
-        assert deliver(sandbox, "", f"alice@{domain}")[0].startswith(before), domain
+        assert deliver(sandbox, none, f"alice@{domain}")[0].startswith(before), domain
         assert deliver(sandbox, domains, f"alice@{domain}")[0].startswith(after), domain
 
 

@@ -21,7 +21,7 @@ def notice(**other: object) -> bytes:
     arguments = {
         "name": "mda.test",
         "to": b"bob@mda.test",
-        "failures": [(b"alice@mda.test", FULL), (b"gone@mda.test", GONE)],
+        "failures": [(b"alice@mda.test", FULL, ""), (b"gone@mda.test", GONE, "far.example")],
         "head": b"Subject: lunch\nX-Odd: \xff\x1b[2J\n\nsecret\n",
         "when": 86_400.0,
     }
@@ -50,8 +50,15 @@ def test_a_notice_names_each_failure_for_people_and_for_programs() -> None:
     text, status, header = parts(notice())
     assert text.get_content_type() == "text/plain"
     words = text.get_payload(decode=True)
-    assert b"<alice@mda.test>\n    5.2.2 Mailbox full\n" in words
-    assert b"<gone@mda.test>\n    5.1.1 No such user here\n" in words
+    assert words == (
+        b"Sorry bob, your message to alice@mda.test lost.\n"
+        b"mda.test said this:\n"
+        b'   "552 5.2.2 Mailbox full"\n\n'
+        b"Sorry bob, your message to gone@mda.test lost.\n"
+        b"far.example said this:\n"
+        b'   "550 5.1.1 No such user here"\n\n'
+        b"This is the mail system of mda.test."
+    )
     assert status.get_content_type() == "message/delivery-status"
     blocks = status.get_payload()
     assert blocks[0]["Reporting-MTA"] == "dns; mda.test"
@@ -66,6 +73,7 @@ def test_a_notice_names_each_failure_for_people_and_for_programs() -> None:
             "Final-Recipient": "rfc822; gone@mda.test",
             "Action": "failed",
             "Status": "5.1.1",
+            "Remote-MTA": "dns; far.example",
             "Diagnostic-Code": "smtp; 550 5.1.1 No such user here",
         },
     ]
@@ -76,7 +84,7 @@ def test_a_notice_names_each_failure_for_people_and_for_programs() -> None:
 def test_a_notice_is_ascii_whatever_it_is_about() -> None:
     text = notice(
         to="zo\u00eb@mda.test".encode(),
-        failures=[("j\u00f6rg\n x<y>@mda.test".encode(), FULL)],
+        failures=[("j\u00f6rg\n x<y>@mda.test".encode(), FULL, "")],
         head=b"\xff" * 100_000,
     )
     assert text.isascii()
@@ -86,6 +94,34 @@ def test_a_notice_is_ascii_whatever_it_is_about() -> None:
         "j\\x{F6}rg\\x{0A}\\x{20}x\\x{3C}y\\x{3E}@mda.test"
     )
     assert b"\nTo: <zo\\x{EB}@mda.test>\n" in text
+
+
+@pytest.mark.parametrize(
+    ("head", "is_given_back"),
+    [
+        (b"Subject: lunch\n\nFrom me\n.\n", True),
+        (b"Subject: lunch\n\n" + b"x" * 998 + b"\n", True),
+        (b"Subject: lunch\n\n" + b"x" * 999 + b"\n", False),
+        (b"Subject: lunch\n\n" + b"x\n" * 30_000, False),
+        (b"Subject: lunch\n\ncaf\xe9\n", False),
+        (b"Subject: lunch\n\na\rb\n", False),
+        (b"Subject: lunch\n\na\0b\n", False),
+    ],
+)
+def test_a_message_that_is_small_and_plain_comes_back_whole(
+    head: bytes, is_given_back: bool
+) -> None:
+    text = notice(head=head, is_whole=True)
+    assert text.isascii()
+    assert len(text) < 80_000
+    given = parts(text)[2]
+    kind = given.get_content_type()
+    assert kind == ("message/rfc822" if is_given_back else "text/rfc822-headers")
+    if is_given_back:
+        assert head in text
+    else:
+        assert given.get_payload() == "Subject: lunch"
+    assert parts(notice(head=head))[2].get_content_type() == "text/rfc822-headers"
 
 
 def send(sandbox: Sandbox, *recipients: str, sender: str, protocol: str = "smtp") -> list[bytes]:
@@ -103,7 +139,7 @@ def send(sandbox: Sandbox, *recipients: str, sender: str, protocol: str = "smtp"
 
 def test_who_is_served_is_served_and_the_sender_is_told_of_the_others(sandbox: Sandbox) -> None:
     assert send(sandbox, "alice@mda.test", "carol", sender="bob@mda.test") == [
-        b"250 2.0.0 OK for some; a notice about the others is in your mail"
+        b"250 2.0.0 OK for some; the sender gets a notice about the others"
     ]
     assert b"Subject: x\n" in (sandbox.mailbox("carol") or b"")
     kept = sandbox.mailbox("bob") or b""
@@ -111,10 +147,10 @@ def test_who_is_served_is_served_and_the_sender_is_told_of_the_others(sandbox: S
     assert b"\nReturn-Path: <>\n" in kept
     assert b"\nFinal-Recipient: rfc822; alice@mda.test\n" in kept
     assert b"\nSubject: Undeliverable mail\n" in kept
-    assert b"yyy" not in kept, "the text is not sent back"
+    assert b"\n\n" + b"y" * 200 + b"\n" in kept, "the text is sent back"
 
 
-@pytest.mark.parametrize("sender", ["bob@elsewhere.example", "", "nobody-here@mda.test"])
+@pytest.mark.parametrize("sender", ["", "nobody-here@mda.test"])
 def test_without_a_mailbox_for_the_notice_the_client_hears_of_it(
     sandbox: Sandbox, sender: str
 ) -> None:
@@ -141,7 +177,7 @@ def test_who_fails_for_now_holds_up_nobody(sandbox: Sandbox) -> None:
     (sandbox.root / "mail/dora").mkdir()
     try:
         (reply,) = send(sandbox, "carol", "alice", "dora", sender="bob@mda.test")
-        assert reply == b"250 2.0.0 OK for some; a notice about the others is in your mail"
+        assert reply == b"250 2.0.0 OK for some; the sender gets a notice about the others"
         assert b"dora" not in (sandbox.mailbox("bob") or b"")
         assert len(list((sandbox.root / "spool/mda/queue/new").iterdir())) == 1
     finally:

@@ -256,9 +256,29 @@ def test_reply_to_whom_nobody_verified_names_him(sandbox: Sandbox, terminal: Ter
     assert b"from afar" in terminal.shown()
     done = run(sandbox, "reply", "hello")
     assert done.stderr.startswith(b"To bob@far.example, who was not verified.\n")
-    assert done.returncode == 77
-    assert b"we do not relay" in done.stderr
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"bob@far.example: Queued as ")
     assert sandbox.mailbox("bob") is None, "another bob"
+
+
+@pytest.mark.usefixtures("serving")
+def test_a_message_for_another_host_is_queued_and_never_typed_line_by_line(
+    sandbox: Sandbox,
+) -> None:
+    done = run(sandbox, "send", "joe@far.example,alice", "--mail", "lunch?", user="bob")
+    assert done.returncode == 0, done.stderr
+    queued, here = done.stdout.splitlines()
+    assert queued.startswith(b"joe@far.example: Queued as ")
+    assert here == b"alice: Delivered to mailbox"
+    (waiting,) = (sandbox.root / "spool/mda/queue/new").iterdir()
+    assert b"\nTo: joe@far.example, alice@mda.test\n" in waiting.read_bytes()
+    assert b'"to": [["joe", "far.example", "", ""]]' in waiting.read_bytes()
+    typist = Typist(sandbox, UIDS["bob"], "send", "--send", "joe@far.example")
+    typist.wait_for(b"To joe@far.example; end with Control-D.")
+    typist.type(b"hello\n")
+    typist.type(b"\x04")
+    typist.wait_for(b"joe@far.example: Queued as ")
+    assert typist.finish() == 0
 
 
 # -- typing to somebody -----------------------------------------------------------------

@@ -83,7 +83,7 @@ class Broker:
         *,
         is_first: bool,
         is_handed_over: bool,
-        only: bytes = b"",
+        **_: object,
     ) -> tuple[Outcome, list[Copy]]:
         self.resolved.append((local_part, size, is_first, is_handed_over))
         if local_part in self.unknown:

@@ -393,7 +393,7 @@ def test_send_that_reached_one_of_two_is_done_and_a_notice_tells_of_the_other(
     terminal, friends = log_in(), log_in(FRIEND_UID)
     text = dialogue("SEND", "bob@mda.test", USER, FRIEND)
     replies = leave_between(sandbox, text, friends)
-    assert replies[-2].startswith(b"250 2.0.0 OK for some; a notice")
+    assert replies[-2].startswith(b"250 2.0.0 OK for some; the sender")
     assert b"at noon?" in terminal.shown()
     assert friends.shown() == b""
     notice = sandbox.mailbox("bob") or b""
@@ -405,12 +405,11 @@ def test_send_that_reached_one_of_two_is_done_and_a_notice_tells_of_the_other(
     assert sandbox.mailbox(FRIEND) is None
 
 
-@pytest.mark.parametrize("sender", ["", "bob@far.example"])
 def test_send_without_anybody_to_notify_fails_for_now(
-    sandbox: Sandbox, log_in: Callable[..., Terminal], sender: str
+    sandbox: Sandbox, log_in: Callable[..., Terminal]
 ) -> None:
     terminal, friends = log_in(), log_in(FRIEND_UID)
-    replies = leave_between(sandbox, dialogue("SEND", sender, USER, FRIEND), friends)
+    replies = leave_between(sandbox, dialogue("SEND", "", USER, FRIEND), friends)
     assert replies[-2].startswith(b"451 4.2.1 <eric> User is not accepting messages")
     assert b"at noon?" in terminal.shown()
     assert not list((sandbox.root / "mail").iterdir())

@@ -106,7 +106,7 @@ def test_each_request_reaches_the_broker_whole(
     (copy,) = result[1]
     assert (result[0], asked) == (
         done,
-        [wire.RESOLVE, b"SAML", b"Alice", b"70000", b"first", b"own", b""],
+        [wire.RESOLVE, b"SAML", b"Alice", b"70000", b"first", b"own", b"", b"", b""],
     )
     assert (copy.number, copy.forms, copy.is_remote) == (3, "q", True)
     assert (copy.address, copy.owner, copy.width) == (b"alice+lists", b"owner-staff", 0)

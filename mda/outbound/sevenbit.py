@@ -1,0 +1,72 @@
+"""A text in seven bits, for a next hop that takes no others (RFC 6152 3; RFC 2045 6)."""
+
+from __future__ import annotations
+
+import binascii
+import io
+import re
+from email import message_from_bytes
+from email.generator import BytesGenerator
+from email.policy import compat32
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from email.message import Message
+
+_ENCODING = "Content-Transfer-Encoding"
+_PLAIN = ("", "7bit", "8bit", "binary")
+# Lines stay as long as they are, but for those that have to be written anew.
+_POLICY = compat32.clone(cte_type="7bit", max_line_length=None)
+
+
+class Inconvertible(ValueError):
+    """The text says of itself what is not so."""
+
+
+def convert(text: bytes) -> bytes:
+    """`text` (LF line ends) with quoted-printable in the place of octets above 127.
+
+    Whatever has none of them is as it was. Raises Inconvertible.
+    """
+    message = message_from_bytes(text)
+    if "MIME-Version" not in message:
+        message["MIME-Version"] = "1.0"
+        if "Content-Type" not in message:
+            message["Content-Type"] = "text/plain; charset=unknown-8bit"
+    _convert_part(message)
+    out = io.BytesIO()
+    BytesGenerator(out, mangle_from_=False, policy=_POLICY).flatten(message)
+    if not out.getvalue().isascii():
+        raise Inconvertible("octets above 127 where none can be written otherwise")
+    return out.getvalue()
+
+
+def _convert_part(part: Message) -> None:
+    payload: object = part.get_payload()
+    if isinstance(payload, list):
+        for each in payload:
+            _convert_part(each)
+        if _encoding_of(part) in ("8bit", "binary"):
+            part.replace_header(_ENCODING, "7bit")
+        return
+    octets = str(payload).encode("ascii", "surrogateescape")
+    if octets.isascii():
+        return
+    if part.get_content_maintype() == "multipart":
+        raise Inconvertible("a multipart without its parts")
+    part.set_payload(_quote(octets, _encoding_of(part)).decode("ascii"))
+    del part[_ENCODING]
+    part[_ENCODING] = "quoted-printable"
+
+
+def _quote(octets: bytes, encoding: str) -> bytes:
+    """Octets in their present encoding as quoted-printable."""
+    if encoding in _PLAIN:
+        return binascii.b2a_qp(octets, istext=True)
+    if encoding == "quoted-printable":
+        return re.sub(rb"[\x80-\xff]", lambda found: b"=%02X" % ord(found[0]), octets)
+    raise Inconvertible(f"octets above 127 in {encoding}")
+
+
+def _encoding_of(part: Message) -> str:
+    return str(part.get(_ENCODING, "")).strip().lower()
