@@ -146,6 +146,7 @@ class Outbound(Section):
     give_up_hours: int = 120
     connections: int = 20
     connections_per_hop: int = 5
+    keep_free: int = 104_857_600
 
 
 class Relay(Section):
@@ -244,6 +245,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "outbound.delay_notice_hours": (0, 1000),
     "outbound.give_up_hours": (1, 1000),
     "outbound.connections": (1, 200),
+    "outbound.keep_free": (0, 1 << 50),
     "outbound.connections_per_hop": (1, 200),
 }
 CHOICES: dict[str, tuple[str, ...]] = {

@@ -158,7 +158,9 @@ class Copies:
         pieces = itertools.chain([head], read_at(fd, size))
         try:
             with self._identities.as_spool_user():
-                name = queue.put(queue_directory(self._config), envelope, pieces)
+                directory = queue_directory(self._config)
+                keep_free = self._config.outbound.keep_free
+                name = queue.put(directory, envelope, pieces, keep_free=keep_free)
         except OSError as error:
             return cannot_keep(error, "queueing the message")
         self.has_served = True

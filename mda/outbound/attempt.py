@@ -33,6 +33,7 @@ _LOCAL = Hop("lmtp", path=LMTP_SOCKET, tls="never", takes_any_line=True)
 _PROGRAM = Hop("sendmail")
 _POSTMASTER = b"postmaster"
 _DOWN_SECONDS = 60
+_SEND_HOURS = 1  # what is for a terminal is for now
 _LONGEST_LINE = 1000  # octets with CRLF (RFC 821 4.5.3)
 _HEAD = 65_536  # octets of the text that a notice is made from
 _LINE_TOO_LONG = Outcome(554, "5.6.0", "A line longer than 1,000 octets, which no hop need take")
@@ -187,7 +188,8 @@ class Attempts:
         settings = self._config.outbound
         addressees = message.envelope.addressees
         age = time.time() - message.envelope.came
-        if age > settings.give_up_hours * 3600:
+        is_send = message.envelope.verb == "SEND"
+        if age > (_SEND_HOURS if is_send else settings.give_up_hours) * 3600:
             message.note({n: give_up(each) for n, each in enumerate(addressees) if each.is_open})
         failed = [n for n, each in enumerate(addressees) if each.is_to_be_told]
         if failed:

@@ -11,6 +11,7 @@ to the user `mda`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -28,6 +29,7 @@ _LEFT_BEHIND = 86_400  # seconds after which nobody can still be at work on a fi
 _LARGEST_ENVELOPE = 16 << 20
 _LARGEST_LOG = 64 << 20
 _PIECE = 1 << 16
+_KEEP_FILES = 1000  # on the disk, for others
 
 
 class Unreadable(Exception):
@@ -214,12 +216,15 @@ class Waiting:
             os.unlink(self._log_path)
 
 
-def put(directory: str, envelope: Envelope, pieces: Iterable[bytes]) -> str:
+def put(directory: str, envelope: Envelope, pieces: Iterable[bytes], *, keep_free: int = 0) -> str:
     """Queue a message durably; its name. Raises OSError, and then there is none.
 
-    `pieces` are the text, LF line ends, in the form that the envelope names.
+    `pieces` are the text, LF line ends, in the form that the envelope names. The disk must
+    have `keep_free` bytes left, and files for others.
     """
     make_folders(directory)
+    if keep_free and not _has_room(directory, keep_free):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     name = f"{time.time_ns():x}.{os.urandom(6).hex()}"
     # A file without a name would leave no part behind, but whoever has changed his effective
     # uid may not use /proc/self/fd to give it one.
@@ -239,6 +244,12 @@ def put(directory: str, envelope: Envelope, pieces: Iterable[bytes]) -> str:
                 os.unlink(path)
         raise
     return name
+
+
+def _has_room(directory: str, keep_free: int) -> bool:
+    disk = os.statvfs(directory)
+    has_files = disk.f_files == 0 or disk.f_favail > _KEEP_FILES
+    return has_files and disk.f_bavail * disk.f_frsize > keep_free
 
 
 def make_folders(directory: str) -> None:

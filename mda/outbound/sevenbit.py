@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import binascii
 import io
-import re
 from email import message_from_bytes
 from email.generator import BytesGenerator
 from email.policy import compat32
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from email.message import Message
 
 _ENCODING = "Content-Transfer-Encoding"
-_PLAIN = ("", "7bit", "8bit", "binary")
+_READABLE = ("", "7bit", "8bit", "binary", "quoted-printable")
 # Lines stay as long as they are, but for those that have to be written anew.
 _POLICY = compat32.clone(cte_type="7bit", max_line_length=None)
 
@@ -49,23 +48,17 @@ def _convert_part(part: Message) -> None:
         if _encoding_of(part) in ("8bit", "binary"):
             part.replace_header(_ENCODING, "7bit")
         return
-    octets = str(payload).encode("ascii", "surrogateescape")
-    if octets.isascii():
+    if str(payload).isascii():
         return
-    if part.get_content_maintype() == "multipart":
-        raise Inconvertible("a multipart without its parts")
-    part.set_payload(_quote(octets, _encoding_of(part)).decode("ascii"))
+    encoding = _encoding_of(part)
+    if part.get_content_maintype() == "multipart" or encoding not in _READABLE:
+        raise Inconvertible("octets above 127 where it says that there are none")
+    content = part.get_payload(decode=True)
+    if not isinstance(content, bytes):
+        raise Inconvertible("a part that is no text")
+    part.set_payload(binascii.b2a_qp(content, istext=True).decode("ascii"))
     del part[_ENCODING]
     part[_ENCODING] = "quoted-printable"
-
-
-def _quote(octets: bytes, encoding: str) -> bytes:
-    """Octets in their present encoding as quoted-printable."""
-    if encoding in _PLAIN:
-        return binascii.b2a_qp(octets, istext=True)
-    if encoding == "quoted-printable":
-        return re.sub(rb"[\x80-\xff]", lambda found: b"=%02X" % ord(found[0]), octets)
-    raise Inconvertible(f"octets above 127 in {encoding}")
 
 
 def _encoding_of(part: Message) -> str:

@@ -386,6 +386,57 @@ def test_a_line_that_no_hop_need_take_is_not_sent(host: Host) -> None:
     assert b"\nStatus: 5.6.0\n" in (host.sandbox.mailbox("bob") or b"")
 
 
+def test_a_line_of_any_length_goes_where_the_route_says_so(host: Host) -> None:
+    put(host, b"a@far.example", text=b"x" * 5000 + b"\n")
+    with NextHop() as hop:
+        queue_command(host, "run", config=f'[routes]\n"*" = "{hop.place} lines=any"\n')
+    assert [each.text for each in hop.messages] == [b"x" * 5000 + b"\r\n"]
+
+
+def test_octets_above_127_are_quoted_for_a_hop_that_takes_none(host: Host) -> None:
+    put(host, b"a@far.example", text=b"Subject: x\n\ncaf\xe9\n.\n")
+    with NextHop(b"SIZE 1000") as hop:
+        queue_command(host, "run", config=outbound(host, hop))
+    (message,) = hop.messages
+    assert message.opening == b"MAIL FROM:<bob@mda.test>"
+    assert message.text.startswith(b"Subject: x\r\nMIME-Version: 1.0\r\n")
+    assert message.text.endswith(b"\r\n\r\ncaf=E9\r\n=2E\r\n")
+
+
+def test_what_cannot_be_quoted_for_such_a_hop_comes_back(host: Host) -> None:
+    head = b"Subject: x\nMIME-Version: 1.0\nContent-Transfer-Encoding: base64\n\n"
+    put(host, b"a@far.example", text=head + b"\xe9\n")
+    with NextHop() as hop, served(host.sandbox, "--config", host.sandbox.configure(host.config)):
+        queue_command(host, "run", config=outbound(host, hop))
+    assert hop.messages == []
+    assert b"\nStatus: 5.6.3\n" in (host.sandbox.mailbox("bob") or b"")
+
+
+def test_a_disk_that_is_nearly_full_keeps_what_is_left(host: Host) -> None:
+    host.alias("away: user@far.example\n")
+    config = f"[outbound]\nkeep_free = {1 << 50}\n"
+    assert host.send("away", config=config)[-1] == (
+        b"452 4.3.1 Insufficient system storage (queueing the message: ENOSPC)"
+    )
+    assert all_waiting(host.sandbox) == []
+    assert waiting(host.sandbox, "part") == []
+
+
+def test_what_is_for_a_terminal_is_given_up_after_an_hour(host: Host) -> None:
+    directory = str(host.sandbox.root / "spool/mda/queue")
+    for verb, hours in (("SEND", 0.9), ("SEND", 1.1), ("SOML", 1.1)):
+        came = time.time() - hours * 3600
+        addressees = [Addressee(b"joe", f"{verb}-{hours}.example".encode())]
+        queue.put(directory, Envelope(verb, b"bob@mda.test", addressees, came=came), [b"x\n"])
+    host.sandbox.run(["chown", "-R", "mda:mda", "/var/spool/mda/queue"])
+    with served(host.sandbox, "--config", host.sandbox.configure(host.config)):
+        queue_command(host, "run", config='[routes]\n"*" = "127.0.0.1:1"\n')
+    notice = host.sandbox.mailbox("bob") or b""
+    assert notice.count(b"\nFinal-Recipient:") == 1
+    assert b"\nFinal-Recipient: rfc822; joe@SEND-1.1.example\n" in notice
+    assert len(waiting(host.sandbox, "wait")) == 2
+
+
 def test_more_than_a_hundred_recipients_are_several_transactions(host: Host) -> None:
     put(host, *(b"a%d@far.example" % number for number in range(230)))
     with NextHop(b"PIPELINING") as hop:
