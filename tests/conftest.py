@@ -46,7 +46,7 @@ def home(sandbox: Sandbox) -> Iterator[Path]:
     line = re.compile(rf"^({PERSON}:.*):/nonexistent:", re.MULTILINE)
     passwd.write_text(line.sub(rf"\1:/home/{PERSON}:", before))
     sandbox.run(["install", "-d", "-m", "755", "-o", str(PERSON_UID), f"/home/{PERSON}"])
-    yield Path(f"/proc/{sandbox.inside([])[2]}/root/home/{PERSON}")
+    yield Path(f"/proc/{sandbox.pid}/root/home/{PERSON}")
     sandbox.run(["rm", "-rf", f"/home/{PERSON}"])
     passwd.write_text(before)
 

@@ -70,6 +70,7 @@ mount --make-rprivate /
 for file in passwd group hosts nsswitch.conf; do mount --bind {root}/etc/$file /etc/$file; done
 [ ! -e /etc/mailname ] || mount --bind /dev/null /etc/mailname
 [ ! -e /etc/aliases ] || mount --bind {root}/etc/aliases /etc/aliases
+{more}
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs -o mode=755 tmpfs /home
 [ ! -d /sys/fs/cgroup ] || mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
@@ -102,29 +103,36 @@ def start_command() -> list[str]:
 
 
 class Sandbox:
-    """Mount and UTS namespaces, held open by a process of their own."""
+    """Mount and UTS namespaces, held open by a process of their own.
 
-    def __init__(self, root: Path) -> None:
+    With `nameserver`, the address of one, it has a network of its own too.
+    """
+
+    def __init__(self, root: Path, name: str = NAME, *, nameserver: str = "") -> None:
         self.root = root
+        self._has_network = bool(nameserver)
         root.chmod(0o755)
-        for name in ("etc", "mail", "spool"):
-            (root / name).mkdir()
+        for folder in ("etc", "mail", "spool"):
+            (root / folder).mkdir()
         people = "".join(
             f"{name}:x:{PEOPLE_UIDS[name]}:65534:{full_name}:/nonexistent:/bin/sh\n"
             for name, full_name in PEOPLE.items()
         )
         (root / "etc/passwd").write_text(_ACCOUNTS + people)
         (root / "etc/group").write_text(_GROUPS)
-        (root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {NAME} mda\n")
+        (root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name} mda\n")
         (root / "etc/nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
         (root / "etc/aliases").touch(0o644)
         os.chown(root / "mail", 0, 8)
         (root / "mail").chmod(0o2775)
         (root / "spool/mda").mkdir(mode=0o700)
         os.chown(root / "spool/mda", SPOOL_UID, SPOOL_UID)
-        script = _SET_UP.format(root=shlex.quote(str(root)), name=NAME)
+        (root / "etc/resolv.conf").write_text(f"nameserver {nameserver}\n")
+        more = f"mount --bind {root}/etc/resolv.conf /etc/resolv.conf" if nameserver else ""
+        script = _SET_UP.format(root=shlex.quote(str(root)), name=name, more=more)
+        network = ["--net"] if nameserver else []
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--uts", "sh", "-c", script],
+            ["unshare", "--mount", "--uts", *network, "sh", "-c", script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -138,7 +146,13 @@ class Sandbox:
 
     def inside(self, command: list[str]) -> list[str]:
         """`command` as it is run inside."""
-        return ["nsenter", "-t", str(self._holder.pid), "-m", "-u", "--", *command]
+        network = ["-n"] if self._has_network else []
+        return ["nsenter", "-t", self.pid, "-m", "-u", *network, "--", *command]
+
+    @property
+    def pid(self) -> str:
+        """The process that holds the namespaces."""
+        return str(self._holder.pid)
 
     def run(
         self, command: list[str], user: str = "root", **options: object

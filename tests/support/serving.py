@@ -141,7 +141,7 @@ def served(
 
 def connect(sandbox: Sandbox, path: str, user: str) -> socket.socket:
     """A connection to a Unix socket inside, with the credentials of `user`."""
-    holder = sandbox.inside([])[2]
+    holder = sandbox.pid
     target = f"/proc/{holder}/root{path}"
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(30)

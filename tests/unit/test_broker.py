@@ -496,7 +496,7 @@ class Terminal:
         os.fchmod(self.slave, 0o620)
         line = self.device.removeprefix("/dev/").encode()
         record = struct.pack("hi32s4s32s256s", 7, os.getpid(), line, b"", user.encode(), b"")
-        self._utmp = f"/proc/{sandbox.inside([])[2]}/root/run/utmp"
+        self._utmp = f"/proc/{sandbox.pid}/root/run/utmp"
         Path(self._utmp).write_bytes(record.ljust(384, b"\0"))
 
     def read(self) -> bytes:

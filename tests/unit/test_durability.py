@@ -37,7 +37,7 @@ ANSWERS = {
 
 
 def mailboxes(sandbox: Sandbox, *, is_maildir: bool) -> list[Mailbox]:
-    holder = sandbox.inside([])[2]
+    holder = sandbox.pid
     homes = Path(f"/proc/{holder}/root/home")
     return [
         Mailbox(

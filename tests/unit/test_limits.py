@@ -28,7 +28,7 @@ class Disk:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self.path = Path(f"/proc/{sandbox.inside([])[2]}/root{FOLDER}")
+        self.path = Path(f"/proc/{sandbox.pid}/root{FOLDER}")
         self.mount("-t tmpfs -o size=64k,mode=2775,gid=8 none", make=True)
 
     def mount(self, options: str, *, make: bool = False) -> None:

@@ -218,7 +218,7 @@ CONFIG = "[delivery]\nmailbox = '{home}/Maildir/'\n"
 @pytest.fixture
 def homes(sandbox: Sandbox) -> Iterator[Callable[[str], Path]]:
     """The home of a user inside, emptied at the end."""
-    holder = sandbox.inside([])[2]
+    holder = sandbox.pid
 
     def home(user: str) -> Path:
         return Path(f"/proc/{holder}/root/home/{user}")

@@ -163,7 +163,7 @@ def test_everybodys_mailbox_is_repaired_postmasters_too(sandbox: Sandbox, spool:
 
 
 def test_mailbox_in_a_private_home_is_repaired(sandbox: Sandbox) -> None:
-    home = Path(f"/proc/{sandbox.inside([])[2]}/root/home/alice")
+    home = Path(f"/proc/{sandbox.pid}/root/home/alice")
     home.chmod(0o700)
     tear(home / "mbox", "alice", UIDS["alice"])
     try:
@@ -177,7 +177,7 @@ def test_mailbox_in_a_private_home_is_repaired(sandbox: Sandbox) -> None:
 
 
 def test_receiver_of_ones_own_repairs_ones_own_mailbox(sandbox: Sandbox) -> None:
-    home = Path(f"/proc/{sandbox.inside([])[2]}/root/home/alice")
+    home = Path(f"/proc/{sandbox.pid}/root/home/alice")
     state = home / ".local/state/mda"
     sandbox.run(["mkdir", "-p", "/home/alice/.local/state/mda"], user="alice")
     tear(state / "mbox", "alice", UIDS["alice"])

@@ -146,7 +146,7 @@ def test_full_disk_leaves_neither_lock_nor_half_a_message(sandbox: Sandbox) -> N
     script = f"mkdir {folder} && mount -t tmpfs -o size=64k,mode=2775,gid=8 none {folder}"
     assert sandbox.run(["sh", "-c", script]).returncode == 0
     config = f'[delivery]\nmailbox = "{folder}/{{user}}"\n'
-    small = Path(f"/proc/{sandbox.inside([])[2]}/root{folder}")
+    small = Path(f"/proc/{sandbox.pid}/root{folder}")
     try:
         assert deliver(sandbox, config) == (0, "")
         before = (small / "alice").read_bytes()
