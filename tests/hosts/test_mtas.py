@@ -10,7 +10,7 @@ import pytest
 from hosts import speaking
 from hosts.agents import COMMAND_WAYS, LMTP_WAYS, WAYS, Handover
 from hosts.corpus import BODIES, below_added_lines, make_corpus, number_of, read_mbox
-from hosts.host import InstalledHost, wait_until
+from hosts.host import InstalledHost, free_port, wait_until
 from hosts.speaking import LMTP, SMTP
 
 SENDMAIL = """
@@ -323,3 +323,106 @@ def test_mail_for_other_hosts_goes_out_by_the_hosts_own_sendmail(handover: Hando
     assert b"\n\ntext\n" in kept
     assert handover.host.run("mda queue list").stdout == "0 messages\n"
     assert f"Return-Path: <{handover.address('bob')}>".encode() in kept
+
+
+# -- next hops by SMTP ------------------------------------------------------------------
+
+# How an agent is made to receive on a port of loopback, beside what it does already.
+RECEIVING = {
+    "postfix": "postconf -M '127.0.0.1:{port}/inet=127.0.0.1:{port} inet n - n - - smtpd';"
+    " postfix reload; sleep 2",
+    "exim": "sed -i \"s/^dc_local_interfaces=.*/dc_local_interfaces='127.0.0.1.{port}'/\""
+    " /etc/exim4/update-exim4.conf.conf; update-exim4.conf; systemctl restart exim4",
+    "opensmtpd": "sed -i '1i listen on 127.0.0.1 port {port}' /etc/smtpd.conf;"
+    " systemctl stop opensmtpd; while pkill -x smtpd; do sleep 0.1; done;"
+    " systemctl start opensmtpd; until smtpctl show stats; do sleep 0.1; done",
+}
+
+
+@through("postfix lmtp", "exim lmtp", "opensmtpd lmtp")
+def test_mail_goes_out_by_smtp_to_a_real_agent(handover: Handover) -> None:
+    """The host's own name is another's for mda, and the agent's: it comes back for carol."""
+    host, port = handover.host, free_port()
+    host.run(RECEIVING[host.name].format(port=port))
+    altered = (*handover.agent.altered, "lone CR")
+    corpus = list(make_corpus(len(BODIES) - len(set(altered)), altered))
+    keys = {"hostname": '"mda.invalid"', "local_domains": '["mda.invalid"]'}
+    steer(handover, "", keys)
+    host.run(
+        "sed -i '/^.routes.$/r /dev/stdin' /etc/mda/mda.toml", input=f'"*" = "127.0.0.1:{port}"\n'
+    )
+    try:
+        for message in corpus:
+            lines = message.decode("latin-1").replace("\n.", "\n..").split("\n")[:-1]
+            opening = [
+                f"MAIL FROM:<{handover.address('bob')}>",
+                f"RCPT TO:<{handover.address('carol')}>",
+            ]
+            said = speaking.dialogue(host, SMTP, ["EHLO x", *opening, "DATA", *lines, ".", "QUIT"])
+            assert said[-2].startswith("250 2.0.0 Queued as "), said
+        kept = wait_for_mail(handover, "carol", len(corpus))
+    finally:
+        host.run('sed -i \'/^"\\*" = "127.0.0.1/d\' /etc/mda/mda.toml')
+        steer(handover, "", {"hostname": '""', "local_domains": "[]"})
+    assert [below_added_lines(each) for each in kept] == corpus
+    assert host.run("mda queue list").stdout == "0 messages\n"
+
+
+# What smtp-sink is told to do, and what becomes of the message.
+SINK = {
+    "-f connect": "deferred 451 4.3.2",
+    "-f ehlo": "sent 250",
+    "-f helo,ehlo": "deferred 451 4.5.0",
+    "-f mail": "bounced 500",
+    "-f rcpt": "bounced 500",
+    "-f data": "bounced 500",
+    "-f .": "bounced 500",
+    "-f quit": "sent 250",
+    "-r connect": "deferred 4",
+    "-r ehlo": "deferred 450",
+    "-r mail": "deferred 450",
+    "-r rcpt": "deferred 450",
+    "-r data": "deferred 450",
+    "-r .": "deferred 450",
+    "-r quit": "sent 250",
+    "-q connect": "deferred 451 4.4.2",
+    "-q ehlo": "deferred 451 4.4.2",
+    "-q mail": "deferred 451 4.4.2",
+    "-q rcpt": "deferred 451 4.4.2",
+    "-q data": "deferred 451 4.4.2",
+    "-q .": "deferred 451 4.4.2",
+    "-q quit": "sent 250",
+    "-Q mail": "deferred 421",
+    "-Q .": "deferred 421",
+    "-w 3": "sent 250",
+    "-p": "sent 250",  # without PIPELINING
+    "-e": "sent 250",  # without EHLO
+    "-8": "sent 250",  # without 8BITMIME
+}
+
+
+@through("postfix lmtp")
+def test_a_hop_that_fails_in_every_way(handover: Handover) -> None:
+    """Postfix's smtp-sink: what it refuses, what it defers, where it hangs up, and slowly."""
+    host = handover.host
+    told = {}
+    for number, options in enumerate(SINK):
+        port = free_port()
+        sink = host.start(f"exec /usr/sbin/smtp-sink {options} 127.0.0.1:{port} 10", user="carol")
+        route = f'"sink{number}.example" = "127.0.0.1:{port}"\n'
+        host.run("sed -i '/^.routes.$/r /dev/stdin' /etc/mda/mda.toml", input=route)
+        host.run(f"until ss -tln | grep -q 127.0.0.1:{port}; do sleep 0.05; done")
+        lines = speaking.message("MAIL", "bob@example.org", f"x@sink{number}.example", "caf\xe9")
+        assert speaking.dialogue(host, SMTP, lines)[-2].startswith("250 2.0.0 Queued as ")
+        shown = "journalctl -b -q --no-pager -o cat -t mda | grep -m 1 to=x@sink{0}.example.*hop="
+        line = host.run(f"for i in $(seq 150); do {shown} && exit; sleep 0.1; done".format(number))
+        host.run("pkill -x smtp-sink")
+        sink.communicate()
+        found = re.search(r'(sent|deferred|bounced) .*reply="([^"]*)"', line.stdout)
+        told[options] = f"{found[1]} {found[2]}" if found else line.stdout
+    host.run("sed -i '/^\"sink.*example\" =/d' /etc/mda/mda.toml")
+    host.run("find /var/spool/mda/queue -type f -delete")
+    wrong = {
+        each: told[each] for each, outcome in SINK.items() if not told[each].startswith(outcome)
+    }
+    assert wrong == {}
