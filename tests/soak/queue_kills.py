@@ -54,7 +54,7 @@ class Load:
         runs = threading.Thread(target=self._run_queue)
         runs.start()
         for number in range(self._messages):
-            is_killed = self._random.random() < self._share / 2
+            is_killed = self._random.random() < self._share
             if self._receive(number, self._random.uniform(0, 0.08) if is_killed else None):
                 self.taken.append(number)
         self._is_over = True
@@ -126,4 +126,4 @@ def main(kills: int, messages: int) -> None:
 
 if __name__ == "__main__":
     numbers = [int(word) for word in sys.argv[1:]]
-    main(*(numbers + [300, 1000][len(numbers) :]))
+    main(*(numbers + [400, 1000][len(numbers) :]))
