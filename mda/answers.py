@@ -115,11 +115,9 @@ class Answers:
         targets = self._find_targets(verb, local_part, *more)
         if verb != b"SEND":
             targets = [self._refuse_full(target, declared) for target in targets]
-        outcome = judge_targets(targets)
+        outcome = self.judge(targets)
         if outcome.is_done and len(self._targets) + len(targets) > _MOST_TARGETS:
             outcome = Outcome(452, "4.5.3", "Too many members of too many lists")
-        if outcome.is_done and self.host.tells_moved and (path := expand.moved_to(targets)):
-            outcome = will_forward(path)
         if not outcome.is_done:
             return outcome, []
         rows = []
@@ -129,6 +127,12 @@ class Answers:
             forms = target.forms.encode("ascii")
             rows.append(wire.pack(number, forms, target.address, target.owner, way))
         return outcome, rows
+
+    def judge(self, targets: list[Target]) -> Outcome:
+        """What RCPT is told about an address with these targets, of which there is one."""
+        outcome = judge_targets(targets)
+        path = expand.moved_to(targets) if self.host.tells_moved else b""
+        return will_forward(path) if path and outcome.is_done else outcome
 
     def _find_targets(
         self,

@@ -510,7 +510,7 @@ def _judge_alias_user(name: Any) -> str:
 
 
 def _judge_moved(value: Any) -> str:
-    mailbox = value.removeprefix("251 ").removeprefix("551 ")
+    mailbox = value.removeprefix("551 ")
     local_part, _, domain = mailbox.rpartition("@")
     is_plain = value.isprintable() and not set(mailbox) & set(" <>") and len(mailbox) <= 320
     return "" if local_part and domain and is_plain else "must be a mailbox, as in user@example.org"

@@ -7,6 +7,7 @@ nothing wrong: what cannot be looked at is not reported.
 from __future__ import annotations
 
 import grp
+import ipaddress
 import os
 import pwd
 import socket
@@ -260,8 +261,19 @@ def check_outbound(config: Config) -> Iterator[Finding]:
             parse_hop(place)
         except ValueError as error:
             yield Finding(f"{key}: {error}", "correct it; see mda.toml(5)")
+    yield from check_relay_networks(config)
     if outbound.via == "sendmail" and not os.access(SENDMAIL, os.X_OK):
         yield Finding(f"outbound.via: there is no {SENDMAIL}", 'set it to "smtp", or install one')
+
+
+def check_relay_networks(config: Config) -> Iterator[Finding]:
+    """Not everybody may send through us."""
+    for network in config.receiver.relay_networks:
+        if ipaddress.ip_network(network).prefixlen == 0:
+            yield Finding(
+                f"receiver.relay_networks: {network} is everybody: an open relay",
+                "name the networks of your own hosts",
+            )
 
 
 def check_own_spool(config: Config) -> Iterator[Finding]:

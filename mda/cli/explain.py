@@ -9,7 +9,7 @@ import stat
 import click
 
 from mda import broker
-from mda.answers import Answers, judge_targets
+from mda.answers import Answers
 from mda.config import CONFIG_FILE, Config, ConfigError, load, mailbox_mode_for
 from mda.delivery import lock, mbox
 from mda.model import Outcome
@@ -73,7 +73,7 @@ def explain(
     yield from (f"  {line}" for line in trace)
     for target in targets:
         yield from describe(answers, config, target)
-    yield f"RCPT would be told {tell(judge_targets(targets))}"
+    yield f"RCPT would be told {tell(answers.judge(targets))}"
 
 
 def tell(outcome: Outcome) -> str:

@@ -372,12 +372,16 @@ class Transaction:
             notice.open("MAIL", Path(b"", (), b"", b""))
             if not notice.address(path).is_accepted:
                 return False
-            named = [(address, outcome, "") for address, outcome in failures]
+            named = [(self._name_fully(address), outcome, "") for address, outcome in failures]
             head, is_whole = bytes(text.head), text.is_head_whole
             notice.write(compose(self._name, to, named, head, time.time(), is_whole=is_whole))
             return all(outcome.is_done for _, outcome in notice.finish())
         finally:
             notice.drop()
+
+    def _name_fully(self, address: bytes) -> bytes:
+        """An address as a notice names it, also to somebody elsewhere."""
+        return address if b"@" in address else b"%b@%b" % (address, self._name.encode())
 
     def _deliver(
         self, recipient: Recipient, copy: Copy, text: TextStore, deadline: float

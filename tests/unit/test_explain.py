@@ -64,7 +64,7 @@ def test_a_mailbox_on_another_host_is_told(host: Host) -> None:
         f"  away is an alias in {host.aliases}",
         "    user@far.example is a mailbox on another host",
         "to user@far.example, by the queue",
-        "RCPT would be told 250 2.1.5 Recipient OK",
+        "RCPT would be told 251 2.1.5 User not local; will forward to <user@far.example>",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import smtplib
 import socket
@@ -14,6 +15,8 @@ from support.nexthop import NextHop
 from support.sandbox import Sandbox, start_command
 from support.serving import served
 
+from mda.cli import check
+from mda.config import Config, ConfigError, load
 from mda.outbound import queue
 
 HONOUR = '[relay]\nsource_routes = "honour"\n'
@@ -384,7 +387,7 @@ def test_who_is_refused_after_others_were_served_is_told_of_to_another_host(host
         b"MAIL FROM:<>",
         [b"RCPT TO:<joe@hostw.example>"],
     )
-    assert b"your message to gone lost.\r\n" in notice.text
+    assert b"your message to gone@mda.test lost.\r\n" in notice.text
     assert host.has("alice") == 1
 
 
@@ -470,3 +473,34 @@ def test_who_has_moved_back_here_is_here_and_a_circle_is_none(host: Host) -> Non
     assert host.send("old", config=config)[0] == b"250 2.1.5 <old> Recipient OK"
     assert host.has("alice") == 1
     assert host.send("one", config=config)[0].startswith(b"451 4.3.5")
+
+
+def test_check_finds_networks_that_are_everybody() -> None:
+    networks = ("192.0.2.0/24", "0.0.0.0/0", "::/0")
+    config = Config().with_values("receiver", relay_networks=networks)
+    assert [finding.what for finding in check.check_outbound(config)] == [
+        "receiver.relay_networks: 0.0.0.0/0 is everybody: an open relay",
+        "receiver.relay_networks: ::/0 is everybody: an open relay",
+    ]
+
+
+def test_explain_tells_who_has_moved(host: Host) -> None:
+    file = host.sandbox.configure(f'{host.config}[forward]\nfred = "jones@far.example"\n')
+    done = host.sandbox.run([*start_command(), "explain", "--config", file, "fred"])
+    lines = done.stdout.decode().splitlines()
+    assert "  fred has moved to jones@far.example ([forward])" in lines
+    assert lines[-1] == (
+        "RCPT would be told 251 2.1.5 User not local; will forward to <jones@far.example>"
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["jones", "@far.example", "jones@", "551 jones", "a b@far.example", "<jones@far.example>",
+     "251 jones@far.example", "jones@far.example\n", 7],
+)  # fmt: skip
+def test_an_entry_that_is_no_mailbox_is_found_at_the_start(tmp_path: Path, value: object) -> None:
+    file = tmp_path / "mda.toml"
+    file.write_text(f"[forward]\nfred = {json.dumps(value)}\n")
+    with pytest.raises(ConfigError, match=r"mda\.toml:2: forward\.fred: must be "):
+        load(str(file), str(tmp_path / "none"))
