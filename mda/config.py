@@ -75,6 +75,7 @@ class Receiver(Section):
     vrfy_networks: tuple[str, ...] = ()
     vrfy_names: bool = False
     relay_networks: tuple[str, ...] = ()
+    relay_users: tuple[str, ...] = ()
     idle_seconds: int = 300
     session_seconds: int = 14_400
     errors: int = 50
@@ -422,7 +423,7 @@ def _judge_item(name: str, item: object) -> str:
         return f"{_show(item)} is not a domain"
     if name in NETWORKS and not is_network(item):
         return f"{_show(item)} is not a network, such as 192.0.2.0/24"
-    if name == "terminal.never":
+    if name in ("terminal.never", "receiver.relay_users"):
         return _judge_account(item)
     return ""
 

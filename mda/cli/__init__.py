@@ -26,6 +26,7 @@ COMMANDS = {
     "who": "who is logged in here, and who takes messages",
     "mesg": "say who may write on your terminals",
     "explain": "the way that a message for an address would go, and why",
+    "sendmail": "what programs expect of sendmail, where there is no MTA",
     "queue": "what waits for another host, or for another try",
     "aliases": "compile the alias file into an index",
     "check": "what is wrong with this host's set-up, and how to mend it",

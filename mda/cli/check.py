@@ -26,6 +26,7 @@ from mda.cli.install import (
     UNIT_DIRECTORY,
     UNITS,
     InstallError,
+    Wishes,
     answers,
     check_way_to,
     find_program,
@@ -48,7 +49,7 @@ from mda.config import (
     official_name,
 )
 from mda.delivery.lock import printable
-from mda.outbound.program import SENDMAIL
+from mda.outbound.program import SENDMAIL, is_our_own
 from mda.outbound.route import parse_hop
 from mda.recipients.aliases import INDEX_SUFFIX, is_index_stale
 
@@ -264,6 +265,8 @@ def check_outbound(config: Config) -> Iterator[Finding]:
     yield from check_relay_networks(config)
     if outbound.via == "sendmail" and not os.access(SENDMAIL, os.X_OK):
         yield Finding(f"outbound.via: there is no {SENDMAIL}", 'set it to "smtp", or install one')
+    elif outbound.via == "sendmail" and is_our_own(SENDMAIL):
+        yield Finding(f"outbound.via: {SENDMAIL} is mda itself", 'set it to "smtp"')
 
 
 def check_relay_networks(config: Config) -> Iterator[Finding]:
@@ -306,7 +309,7 @@ def check_program() -> Iterator[Finding]:
 def check_installation() -> Iterator[Finding]:
     """The files of `mda install` are there, as it writes them."""
     try:
-        files = plan_files(find_program(), None, None)
+        files = plan_files(find_program(), None, Wishes())
     except InstallError as error:
         yield Finding(str(error), "then mda install --now")
         return

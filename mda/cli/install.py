@@ -41,6 +41,13 @@ UNITS = (*SOCKETS.values(), "mda-queue.path", "mda-queue.timer")
 COMMAND_DROPINS = tuple(
     f"{UNIT_DIRECTORY}/mda-{protocol}@.service.d/commands.conf" for protocol in SOCKETS
 )
+# The names of an MTA's programs, for a host that has none.
+SENDMAIL_NAMES = (
+    "/usr/sbin/sendmail",
+    "/usr/lib/sendmail",
+    "/usr/bin/mailq",
+    "/usr/bin/newaliases",
+)
 SYSTEM_USERS = ("mda", "mda-net")
 BOOTED_BY_SYSTEMD = "/run/systemd/system"
 POLL_LIMIT_SINCE = 255  # older versions have no such limit, and complain about the key
@@ -82,6 +89,18 @@ class InstallError(Exception):
     """Nothing was installed, or not all of it; the text says why and what to do."""
 
 
+class Wishes:
+    """What is installed only where it is asked for; None: as it was asked for earlier."""
+
+    def __init__(self, has_commands: bool | None = None, has_sendmail: bool | None = None) -> None:
+        if has_commands is None:
+            has_commands = os.path.exists(COMMAND_DROPINS[0])
+        if has_sendmail is None:
+            has_sendmail = is_written_by_us(SENDMAIL_NAMES[0])
+        self.has_commands = has_commands
+        self.has_sendmail = has_sendmail
+
+
 class File:
     """One file of the installation: where, with which permissions, what is in it."""
 
@@ -109,13 +128,21 @@ class File:
     default=None,
     help="Let the units run users' own commands (delivery.commands), or no longer.",
 )
-def command(now: bool, addresses: tuple[str, ...], has_commands: bool | None) -> None:
+@click.option(
+    "--sendmail/--no-sendmail",
+    "has_sendmail",
+    default=None,
+    help="Take the names sendmail, mailq and newaliases, where no MTA has them, or no longer.",
+)
+def command(
+    now: bool, addresses: tuple[str, ...], has_commands: bool | None, has_sendmail: bool | None
+) -> None:
     """Install the units, system users, directories, man pages and the command `mda`."""
     require_root()
     os.umask(0o022)
     try:
         with FileLock(LOCK, timeout=LOCK_SECONDS):
-            install(addresses, has_commands, start=now)
+            install(addresses, Wishes(has_commands, has_sendmail), start=now)
     except Timeout as error:
         raise click.ClickException(ALREADY_RUNNING) from error
     except (InstallError, AddressError) as error:
@@ -130,14 +157,14 @@ def require_root() -> None:
         raise click.ClickException("only root can do this")
 
 
-def install(addresses: Iterable[str], has_commands: bool | None, *, start: bool) -> None:
+def install(addresses: Iterable[str], wishes: Wishes, *, start: bool) -> None:
     """Do it all, saying in one line each what was done; raises InstallError and OSError.
 
-    No addresses, and None for `has_commands`: what was asked for earlier stays.
+    Without addresses those that were asked for earlier stay.
     """
     listening = sort_addresses(addresses)
     refuse_used_addresses(listening)
-    files = plan_files(find_program(), listening, has_commands)
+    files = plan_files(find_program(), listening, wishes)
     refuse_foreign_files(files)
     open_program_tree()
     before = read_manifest()
@@ -179,11 +206,11 @@ def package_data() -> Traversable:
 
 
 def plan_files(
-    program: list[str], listening: dict[str, list[str]] | None, has_commands: bool | None
+    program: list[str], listening: dict[str, list[str]] | None, wishes: Wishes
 ) -> list[File]:
     """All files but the configuration; `listening` as from `sort_addresses`.
 
-    With None for it, or for `has_commands`, what was asked for earlier stays.
+    With None for it what was asked for earlier stays.
     """
     version = systemd_version()
     files = [
@@ -197,11 +224,12 @@ def plan_files(
             files += [File(path, 0o644, read_file(path))] if os.path.exists(path) else []
         elif listening[protocol]:
             files.append(File(path, 0o644, format_addresses(listening[protocol])))
-    if has_commands is None:
-        has_commands = os.path.exists(COMMAND_DROPINS[0])
-    if has_commands:
+    if wishes.has_commands:
         content = package_data().joinpath("systemd/commands.conf").read_bytes()
         files += [File(path, 0o644, content) for path in COMMAND_DROPINS]
+    if wishes.has_sendmail:
+        content = package_data().joinpath("systemd/sendmail.sh").read_bytes()
+        files += [File(path, 0o755, content) for path in SENDMAIL_NAMES]
     if os.path.isdir(f"{POSTFIX_QUEUE}/private"):
         path = f"{UNIT_DIRECTORY}/{SOCKETS['lmtp']}.d/postfix.conf"
         files.append(File(path, 0o644, format_addresses([f"{POSTFIX_QUEUE}/private/mda-lmtp"])))
@@ -307,8 +335,9 @@ def refuse_foreign_files(files: list[File]) -> None:
             continue
         if not stat.S_ISREG(status.st_mode):
             raise InstallError(f"{file.path}: in the way (a link, or masked); remove it first")
-    if os.path.exists(COMMAND) and COMMAND_MARK not in read_file(COMMAND):
-        raise InstallError(f"{COMMAND}: another program of this name; remove it first")
+    for path in {COMMAND, *SENDMAIL_NAMES} & {file.path for file in files}:
+        if os.path.exists(path) and not is_written_by_us(path):
+            raise InstallError(f"{path}: another program of this name; remove it first")
 
 
 def program_tree() -> str:
@@ -370,6 +399,11 @@ def read_file(path: str) -> bytes:
             return file.read()
     except FileNotFoundError:
         return b""
+
+
+def is_written_by_us(path: str) -> bool:
+    """Is it one of our own programs?"""
+    return COMMAND_MARK in read_file(path)
 
 
 def is_written(file: File) -> bool:

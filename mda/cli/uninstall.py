@@ -15,10 +15,10 @@ from filelock import FileLock, Timeout
 from mda.cli.install import (
     ALREADY_RUNNING,
     COMMAND,
-    COMMAND_MARK,
     LOCK,
     LOCK_SECONDS,
     MANIFEST,
+    SENDMAIL_NAMES,
     SOCKETS,
     SYSTEM_USERS,
     UNITS,
@@ -26,8 +26,8 @@ from mda.cli.install import (
     answers,
     has_user,
     is_booted_by_systemd,
+    is_written_by_us,
     program_tree,
-    read_file,
     read_manifest,
     remove_files,
     require_root,
@@ -72,7 +72,8 @@ def uninstall() -> None:
 
 def is_ours(path: str) -> bool:
     """Is it a file of the installation, and not one that has taken its name since?"""
-    return not path.endswith("/") and (path != COMMAND or COMMAND_MARK in read_file(path))
+    is_program = path in (COMMAND, *SENDMAIL_NAMES)
+    return not path.endswith("/") and (not is_program or is_written_by_us(path))
 
 
 def stop_units() -> None:

@@ -16,10 +16,13 @@ _SECONDS = 600
 # What its exit status says is final (sysexits.h): bad data, no user, no host, no permission.
 _FINAL = (65, 67, 68, 77)
 _LONGEST = 300  # octets of what it says
+_LARGEST_SCRIPT = 4096
 
 
 def hand_over(message: Waiting, paths: list[bytes]) -> Outcome:
     """Run sendmail with the message, its text straight from the file, for all the paths."""
+    if is_our_own(SENDMAIL):
+        return Outcome(451, "4.3.5", f"{SENDMAIL} is mda itself (outbound.via)")
     command = [SENDMAIL.encode(), b"-i", b"-f", message.envelope.sender or b"<>", b"--", *paths]
     text_fd = os.open(message.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -34,6 +37,15 @@ def hand_over(message: Waiting, paths: list[bytes]) -> Outcome:
     finally:
         os.close(text_fd)
     return judge(done.returncode, done.stderr[:_LONGEST])
+
+
+def is_our_own(path: str) -> bool:
+    """Is the program `mda sendmail` (`mda install --sendmail`), which would come back to us?"""
+    try:
+        with open(path, "rb") as file:
+            return b"/mda sendmail " in file.read(_LARGEST_SCRIPT)
+    except OSError:
+        return False
 
 
 def judge(status: int, said: bytes) -> Outcome:

@@ -84,7 +84,9 @@ def local_peer(uid: int, config: Config) -> Peer:
         _may_use_terminals("local", config) and (is_person or uid == _ROOT),
         _may_ask_names("", config),
         is_queue=is_queue,
-        may_relay=(is_person or uid == _ROOT) and config.outbound.via != "nothing",
+        may_relay=(is_person or uid == _ROOT or user in config.receiver.relay_users)
+        and not is_trusted
+        and config.outbound.via != "nothing",
     )
 
 

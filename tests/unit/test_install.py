@@ -110,7 +110,7 @@ def test_bash_completes_a_command(tmp_path: Path) -> None:
         capture_output=True,
         check=True,
     )
-    assert set(done.stdout.split()) == {b"serve", b"send"}
+    assert set(done.stdout.split()) == {b"serve", b"send", b"sendmail"}
 
 
 # -- the units ------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_services_are_as_decision_9_says(protocol: str) -> None:
 
 
 def test_program_is_filled_in_everywhere_and_does_not_depend_on_the_environment() -> None:
-    files = {file.path: file for file in install.plan_files(PROGRAM, None, None)}
+    files = {file.path: file for file in install.plan_files(PROGRAM, None, install.Wishes())}
 
     assert not [path for path, file in files.items() if b"@PROGRAM@" in file.content]
     unit = files["/etc/systemd/system/mda-lmtp@.service"].content.decode()
@@ -258,7 +258,9 @@ def test_port_of_another_program_is_refused() -> None:
 
 
 def test_drop_in_adds_addresses() -> None:
-    files = install.plan_files(PROGRAM, {"smtp": ["127.0.0.1:25", "[::1]:25"], "lmtp": []}, None)
+    files = install.plan_files(
+        PROGRAM, {"smtp": ["127.0.0.1:25", "[::1]:25"], "lmtp": []}, install.Wishes()
+    )
     [drop_in] = [file for file in files if file.path.endswith("listen.conf")]
 
     assert drop_in.path == "/etc/systemd/system/mda-smtp.socket.d/listen.conf"
@@ -582,7 +584,7 @@ def test_two_at_once_do_not_undo_each_other(
     with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"1\n"
-        options = {"now": False, "addresses": (), "has_commands": None}
+        options = {"now": False, "addresses": (), "has_commands": None, "has_sendmail": None}
         with pytest.raises(click.ClickException, match="is running"):
             module.command.callback(**(options if module is install else {}))
 
@@ -601,6 +603,8 @@ def test_units_for_commands_stay_until_they_are_taken_away(
     monkeypatch.setattr(install, "COMMAND_DROPINS", dropins)
     if before:
         (tmp_path / "smtp.conf").touch()
-    planned = {file.path: file.content for file in install.plan_files(PROGRAM, None, asked)}
+    planned = {
+        file.path: file.content for file in install.plan_files(PROGRAM, None, install.Wishes(asked))
+    }
     assert (set(dropins) <= set(planned)) is expected
     assert not set(dropins) & set(planned) or b"NoNewPrivileges=no\n" in planned[dropins[0]]

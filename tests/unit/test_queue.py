@@ -761,6 +761,22 @@ def test_check_misses_a_sendmail_that_is_not_there(monkeypatch: pytest.MonkeyPat
     ]
 
 
+def test_our_own_sendmail_is_no_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Path(__file__).parents[2] / "systemd/sendmail.sh"
+    own = tmp_path / "sendmail"
+    own.write_bytes(script.read_bytes())
+    own.chmod(0o755)
+    monkeypatch.setattr(program, "SENDMAIL", str(own))
+    monkeypatch.setattr(check, "SENDMAIL", str(own))
+    name = queue.put(str(tmp_path), Envelope("MAIL", b"x@y", [Addressee(b"a", b"far")]), [b"x\n"])
+    message = queue.find(str(tmp_path), name)
+    assert message is not None
+    assert program.hand_over(message, [b"a@far"]).enhanced == "4.3.5"
+    config = Config().with_values("outbound", via="sendmail")
+    (finding,) = check.check_outbound(config)
+    assert "is mda itself" in finding.what
+
+
 def test_the_example_routes_of_the_shipped_file_are_hops() -> None:
     text = (Path(__file__).parents[2] / "etc/mda.toml").read_text()
     rows = re.findall(r'(?m)^#("[^"]*" = "[^"]*")$', text.partition("[routes]")[2])

@@ -504,3 +504,8 @@ def test_an_entry_that_is_no_mailbox_is_found_at_the_start(tmp_path: Path, value
     file.write_text(f"[forward]\nfred = {json.dumps(value)}\n")
     with pytest.raises(ConfigError, match=r"mda\.toml:2: forward\.fred: must be "):
         load(str(file), str(tmp_path / "none"))
+
+
+def test_named_programs_may_relay_too(host: Host) -> None:
+    config = '[receiver]\nrelay_users = ["daemon"]\n'
+    assert host.send("x@far.example", peer="daemon", config=config)[0].startswith(b"250")
