@@ -10,6 +10,7 @@ from __future__ import annotations
 from mda import model
 from mda.model import TERMINAL_VERBS
 from mda.receiver import grammar, replies
+from mda.receiver.chunks import Chunk, ChunkStream, read_chunk
 from mda.receiver.dotstream import DotStream
 
 TYPE_CHECKING = False
@@ -27,6 +28,7 @@ GREETED = "greeted"  # ready for MAIL, SEND, SOML, SAML
 OPEN = "open"  # a transaction without an accepted recipient
 ADDRESSED = "addressed"  # with one or more
 TEXT = "text"  # between 354 and the end of data
+CHUNKED = "chunked"  # between the first chunk of a text and the last
 
 
 _LONGEST_METHOD = 16  # octets of an over-long line that tell whether HTTP is spoken
@@ -43,6 +45,10 @@ class Say:
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
+
+
+class ChunkTaken(Say):
+    """A chunk of the text is there, and more will follow."""
 
 
 class Dropped(Say):
@@ -164,6 +170,8 @@ class Protocol:
         self._is_overlong = False
         self._long_head = b""
         self._dots = DotStream()
+        self._chunks = ChunkStream()
+        self._chunk: Chunk | None = None
         self._asking: Asking | None = None
         self._is_utf8 = False
         self.stage = CONNECTED
@@ -176,6 +184,8 @@ class Protocol:
         """The next thing to do; NeedOctets when there is none."""
         if self._asking is not None:
             raise RuntimeError(f"{type(self._asking).__name__} was not answered")
+        if self._chunk is not None:
+            return self._next_of_chunk(self._chunk)
         if self.stage == TEXT:
             return self._next_text()
         line = self._take_line()
@@ -190,6 +200,11 @@ class Protocol:
         if isinstance(event, (Opening, Addressing, Verifying, AskingWho)):
             self._asking = event
         return event
+
+    @property
+    def is_in_text(self) -> bool:
+        """What the client says next is text, and no command."""
+        return self.stage == TEXT or self._chunk is not None
 
     def settle(self, is_accepted: bool) -> None:
         """The event that asked has been answered, with 2xx or not."""
@@ -230,9 +245,51 @@ class Protocol:
                 return Text(octets)
         if not self._dots.is_ended:
             return NeedOctets()
-        is_refused = self._dots.has_bare_newline and self._limits.bare_newlines == "reject"
-        self._asking = EndOfData(replies.BARE_NEWLINE if is_refused else None)
+        return self._end_text(self._dots.has_bare_newline, None)
+
+    def _end_text(self, has_bare_newline: bool, fault: Reply | None) -> Event:
+        if has_bare_newline and self._limits.bare_newlines == "reject":
+            fault = fault or replies.BARE_NEWLINE
+        self._asking = EndOfData(fault)
         return self._asking
+
+    def _next_of_chunk(self, chunk: Chunk) -> Event:
+        """The text of a chunk as it comes, then the reply to it."""
+        while chunk.left and self._buffer:
+            octets = bytes(self._buffer[: chunk.left])
+            del self._buffer[: chunk.left]
+            chunk.left -= len(octets)
+            if chunk.refusal is None and (text := self._chunks.feed(octets)):
+                return Text(text)
+        if chunk.left:
+            return NeedOctets()
+        if chunk.is_last and self.stage == CHUNKED and (text := self._chunks.finish()):
+            return Text(text)
+        self._chunk = None
+        if self.stage == CHUNKED and chunk.is_last:
+            return self._end_text(self._chunks.has_bare_newline, self._chunks.fault)
+        if chunk.refusal is not None:
+            return Say(chunk.refusal)
+        return ChunkTaken(replies.chunk_taken(chunk.size))
+
+    def _take_chunk(self, _verb: bytes, argument: bytes) -> Event:
+        """BDAT: its octets follow at once, whatever is said of them (RFC 3030 2)."""
+        found = read_chunk(argument)
+        if found is None:
+            return Say(replies.BAD_PARAMETERS)
+        size, is_last = found
+        refusal: Reply | None = None
+        if self.stage == ADDRESSED:
+            self.stage = CHUNKED
+            self._chunks = ChunkStream()
+        elif self.stage != CHUNKED:
+            refusal = replies.NO_RECIPIENT if self.stage == OPEN else replies.NO_TRANSACTION
+        if self.stage == CHUNKED:
+            self._chunks.size += size
+            if self._chunks.size > self._limits.message_size:
+                self._chunks.fault = refusal = replies.TOO_LARGE
+        self._chunk = Chunk(size, is_last=is_last, refusal=refusal)
+        return self._next_of_chunk(self._chunk)
 
     def _obey(self, line: bytes) -> Event:
         verb, _, argument = line.partition(b" ")
@@ -270,9 +327,8 @@ class Protocol:
         optional = tuple(verb.decode() for verb in self._served if verb in OPTIONAL_VERBS)
         size = f"SIZE {self._limits.message_size}"
         private = ("XWHO",) if self._offers_who else ()
-        return ("PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES") + (
-            optional + private
-        )
+        always = ("PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING")
+        return always + optional + private
 
     def _open(self, verb: bytes, argument: bytes) -> Event:
         if verb not in self._served:
@@ -327,7 +383,8 @@ class Protocol:
 
     def _address(self, _verb: bytes, argument: bytes) -> Event:
         if self.stage not in (OPEN, ADDRESSED):
-            return Say(replies.NO_TRANSACTION)
+            is_begun = self.stage == CHUNKED
+            return Say(replies.CHUNKS_BEGUN if is_begun else replies.NO_TRANSACTION)
         parsed = self._parse(b"TO:", argument, replies.BAD_FORWARD_PATH)
         if not isinstance(parsed, tuple):
             return Say(parsed)
@@ -342,6 +399,8 @@ class Protocol:
         return Addressing(path, place)
 
     def _start_text(self, _verb: bytes, _argument: bytes) -> Event:
+        if self.stage == CHUNKED:
+            return Say(replies.CHUNKS_BEGUN)
         if self.stage != ADDRESSED:
             is_open = self.stage == OPEN
             return Say(replies.NO_RECIPIENT if is_open else replies.NO_TRANSACTION)
@@ -416,6 +475,7 @@ VERBS: dict[bytes, Row] = {
     b"MAIL": Row(Protocol._open, "own", f"MAIL FROM:<reverse-path> {_PARAMETERS}"),
     b"RCPT": Row(Protocol._address, "own", "RCPT TO:<forward-path>"),
     b"DATA": Row(Protocol._start_text, "nothing", "DATA, then the message, then a lone dot"),
+    b"BDAT": Row(Protocol._take_chunk, "own", "BDAT octets [LAST], then so many octets of text"),
     b"RSET": Row(Protocol._reset, "nothing", "RSET drops the open transaction"),
     b"NOOP": Row(Protocol._idle, "text", "NOOP [string] does nothing"),
     b"QUIT": Row(Protocol._quit, "nothing", "QUIT ends the session"),
@@ -437,7 +497,7 @@ OPTIONAL_VERBS = (b"EXPN", b"HELP", b"SEND", b"SOML", b"SAML")
 
 # Verbs that exist elsewhere: 502, not 500 (RFC 5321 4.2.4).
 NOT_SERVED = frozenset(
-    (b"TURN", b"BDAT", b"STARTTLS", b"AUTH", b"ETRN", b"ATRN", b"XCLIENT", b"XFORWARD", b"PROXY")
+    (b"TURN", b"STARTTLS", b"AUTH", b"ETRN", b"ATRN", b"XCLIENT", b"XFORWARD", b"PROXY")
 )
 
 # A web page can make a browser on this host speak to loopback; its words are no commands.

@@ -81,6 +81,11 @@ def opened(verb: str) -> Reply:
     return Reply(250, "2.1.0", "Sender OK" if verb == "MAIL" else f"Sender OK, will {verb}")
 
 
+def chunk_taken(size: int) -> Reply:
+    """BDAT's answer before the last chunk (RFC 3030 2)."""
+    return Reply(250, "2.0.0", f"{size} octets taken")
+
+
 def helping(name: str, verbs: tuple[str, ...]) -> Reply:
     """HELP's answer: every verb that this peer is served, on one screen."""
     rows = [" ".join(verbs[at : at + 8]) for at in range(0, len(verbs), 8)]
@@ -136,6 +141,7 @@ UNKNOWN_PARAMETER = Reply(555, "5.5.4", "Parameter not recognized or not impleme
 HELLO_FIRST = Reply(503, "5.5.1", "Say hello first")
 TRANSACTION_OPEN = Reply(503, "5.5.1", "A transaction is open; RSET ends it")
 NO_TRANSACTION = Reply(503, "5.5.1", "No transaction; MAIL, SEND, SOML or SAML opens one")
+CHUNKS_BEGUN = Reply(503, "5.5.1", "The text comes by BDAT; RSET ends it")
 NO_RECIPIENT = Reply(503, "5.5.1", "No valid recipient")
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "Too many recipients")
 TOO_LARGE = Reply(552, "5.3.4", "Message too large")

@@ -14,9 +14,9 @@ from mda.config import official_name
 from mda.receiver import replies
 from mda.receiver.domains import Domains
 from mda.receiver.protocol import (
-    TEXT,
     Addressing,
     AskingWho,
+    ChunkTaken,
     Closing,
     Dropped,
     EndOfData,
@@ -244,8 +244,7 @@ class Session:
             event = self._protocol.next_event()
             if isinstance(event, NeedOctets):
                 self._channel.flush()
-                is_text = self._protocol.stage == TEXT
-                self._protocol.feed(self._channel.read(is_text=is_text))
+                self._protocol.feed(self._channel.read(is_text=self._protocol.is_in_text))
                 continue
             self._obey(event)
             if self._channel.is_behind:
@@ -298,7 +297,8 @@ class Session:
             self._transaction.helo = event.name.decode("ascii")
             if not self._is_lmtp:
                 self._transaction.protocol = "ESMTP" if event.is_extended else "SMTP"
-        if event.reply is not replies.START_MAIL_INPUT:
+        is_of_text = event.reply is replies.START_MAIL_INPUT or isinstance(event, ChunkTaken)
+        if not is_of_text:
             self._junk_left -= 1
         if event.reply is replies.LINE_TOO_LONG or event.reply.code == 421:
             log.write("refused", peer=self._peer.address, reply=event.reply.lines[0])

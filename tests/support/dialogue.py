@@ -11,6 +11,7 @@ from mda.receiver.protocol import (
     Addressing,
     AskingWho,
     Closing,
+    Dropped,
     EndOfData,
     NeedOctets,
     Opening,
@@ -95,6 +96,8 @@ class Record:
                     self._text += event.octets
                 case Say():
                     self.said += event.reply.render()
+                    if isinstance(event, Dropped):
+                        self._text = b""
                     self.is_closed = isinstance(event, Closing)
                 case Opening() | Addressing() | EndOfData() | Verifying() | AskingWho():
                     self._ask(protocol, event, answer)

@@ -6,6 +6,8 @@ replies one by one, as a client would.
 
 from __future__ import annotations
 
+import re
+
 # The rows as they stand in RFC 821: success, failure and error together. DATA's second
 # half, the answer to the end of data, is the row ".".
 RFC821: dict[str, set[int]] = {
@@ -41,7 +43,7 @@ ADDED: dict[str, set[int]] = {
     "EHLO": {250, 504, 550},
     "LHLO": {250, 504, 550},
     # Verbs of extensions that are not offered (RFC 5321 4.2.4).
-    "BDAT": {502},
+    "BDAT": {250, 503, 552},
     "STARTTLS": {502},
     "AUTH": {502},
     "ETRN": {502},
@@ -53,6 +55,7 @@ ADDED: dict[str, set[int]] = {
 }
 _EMPTIES = {"MAIL", "SEND", "SOML", "SAML", "RSET", "HELO", "EHLO", "LHLO"}
 ANY_VERB = {421, 500, 501}
+_CHUNK = re.compile(rb"(\d{1,19})(?: +(LAST) *)?", re.IGNORECASE)
 
 
 def row(verb: str) -> set[int]:
@@ -89,34 +92,85 @@ def attribute(
     The messages between them are added to `texts`, as they are to be stored. Fails where a
     command has no reply, a reply no command, or a code not its row.
     """
-    replies = [code for code, _ in read_replies(said)]
-    pairs = [("CONNECTION", replies.pop(0))]
-    accepted = 0
-    while replies:
-        line, end, client = client.partition(b"\r\n")
-        assert end or replies == [421], f"replies {replies} to nothing, after {pairs}"
-        verb = line.split(b" ")[0].decode("ascii", "replace").upper() if end else "NOOP"
-        pairs.append((verb if verb != "." else "", replies.pop(0)))
-        code = pairs[-1][1]
-        if verb == "RCPT" and code in (250, 251):
-            accepted += 1
-        elif code == 250 and verb in _EMPTIES:
-            accepted = 0
-        if (verb, code) == ("DATA", 354):
-            text, end, client = (b"\r\n" + client).partition(b"\r\n.\r\n")
-            if end and texts is not None:
-                texts.append(_unstuff(text))
-            due = accepted if is_lmtp else 1
-            assert len(replies) >= due or not end, f"no reply to the end of data: {pairs}"
-            pairs += [(".", code) for code in replies[:due]] if end else []
-            del replies[: due if end else 0]
-        if code == 221 or pairs[-1][1] == 421:
-            assert not replies, f"replies {replies} after {pairs}"
-            client = b""
-    assert b"\r\n" not in client, f"no reply to {client!r}, after {pairs}"
-    for verb, code in pairs:
+    walk = _Walk(client, [code for code, _ in read_replies(said)], is_lmtp=is_lmtp)
+    while walk.replies:
+        walk.step()
+    walk.leave_out_half_a_chunk()
+    if texts is not None:
+        texts += walk.texts
+    assert b"\r\n" not in walk.client, f"no reply to {walk.client!r}, after {walk.pairs}"
+    for verb, code in walk.pairs:
         assert code in row(verb), (verb, code)
-    return pairs
+    return walk.pairs
+
+
+class _Walk:
+    """What is left of the client's words and of the replies to them."""
+
+    def __init__(self, client: bytes, replies: list[int], *, is_lmtp: bool) -> None:
+        self.client = client
+        self.replies = replies
+        self.texts: list[bytes] = []
+        self.pairs = [("CONNECTION", replies.pop(0))]
+        self._is_lmtp = is_lmtp
+        self._accepted = 0
+        self._chunks = b""
+
+    def step(self) -> None:
+        """One command, and what belongs to it."""
+        line, end, self.client = self.client.partition(b"\r\n")
+        assert end or self.replies == [421], f"replies {self.replies} to nothing: {self.pairs}"
+        verb = line.split(b" ")[0].decode("ascii", "replace").upper() if end else "NOOP"
+        code = self.replies.pop(0)
+        self.pairs.append((verb if verb != "." else "", code))
+        if verb == "RCPT" and code in (250, 251):
+            self._accepted += 1
+        elif code == 250 and verb in _EMPTIES:
+            self._accepted = 0
+            self._chunks = b""
+        elif (verb, code) == ("DATA", 354):
+            self._take_text()
+        elif verb == "BDAT":
+            self._take_chunk(line[4:].strip(b" \t"))
+        if code == 221 or self.pairs[-1][1] == 421:
+            assert not self.replies, f"replies {self.replies} after {self.pairs}"
+            self.client = b""
+
+    def _take_text(self) -> None:
+        text, end, self.client = (b"\r\n" + self.client).partition(b"\r\n.\r\n")
+        if end:
+            self.texts.append(_unstuff(text))
+            self._end(self._accepted if self._is_lmtp else 1)
+
+    def _take_chunk(self, argument: bytes) -> None:
+        """So many octets, whatever was said of them; the last ends the text (RFC 3030)."""
+        found = _CHUNK.fullmatch(argument)
+        if found is None:
+            return
+        self._chunks += self.client[: int(found[1])]
+        self.client = self.client[int(found[1]) :]
+        if found[2] and self._accepted:
+            self.texts.append(_end_line(self._chunks.replace(b"\r\n", b"\n")))
+            self.replies.insert(0, self.pairs.pop()[1])
+            self._end(self._accepted if self._is_lmtp else 1)
+
+    def leave_out_half_a_chunk(self) -> None:
+        """A chunk that has not come whole has no reply yet."""
+        line, end, rest = self.client.partition(b"\r\n")
+        found = _CHUNK.fullmatch(line[4:].strip(b" \t")) if line[:5].upper() == b"BDAT " else None
+        if end and found and len(rest) < int(found[1]):
+            self.client = b""
+
+    def _end(self, due: int) -> None:
+        assert len(self.replies) >= due, f"no reply to the end of data: {self.pairs}"
+        self.pairs += [(".", code) for code in self.replies[:due]]
+        del self.replies[:due]
+        self._accepted = 0
+        self._chunks = b""
+
+
+def _end_line(text: bytes) -> bytes:
+    return text if text.endswith(b"\n") or not text else text + b"\n"
 
 
 def _unstuff(text: bytes) -> bytes:

@@ -28,6 +28,7 @@ SESSION_COLUMN = [
     "receiver.domains",
     "receiver.textstore",
     "receiver.protocol",
+    "receiver.chunks",
     "receiver.dotstream",
     "receiver.grammar",
     "receiver.replies",

@@ -199,13 +199,14 @@ def test_over_lmtp_each_recipient_has_his_own_reply_and_no_notice(sandbox: Sandb
 def test_the_next_message_of_the_session_is_as_good_as_the_first(sandbox: Sandbox) -> None:
     """A notice is a transaction of its own, and its text must not stay with the broker."""
     box = sandbox.root / "mail/alice"
-    box.write_bytes(b"x" * 2900)
+    box.write_bytes(b"x" * 9900)
     os.chown(box, UIDS["alice"], 8)
+    quota = "[delivery]\nquota_size = 10000\n"
     message = (
         b"MAIL FROM:<bob@mda.test>\r\nRCPT TO:<carol>\r\nRCPT TO:<alice>\r\nRCPT TO:<dora>\r\n"
         b"DATA\r\nSubject: x%d\r\n\r\n" + b"y" * 200 + b"\r\n.\r\n"
     )
-    said = sandbox.converse(b"HELO x\r\n" + message % 1 + message % 2 + b"QUIT\r\n", config=QUOTA)
+    said = sandbox.converse(b"HELO x\r\n" + message % 1 + message % 2 + b"QUIT\r\n", config=quota)
     assert sum(line.startswith(b"250 2.0.0 OK for some") for line in said) == 2
     for user in ("carol", "dora"):
         kept = sandbox.mailbox(user) or b""

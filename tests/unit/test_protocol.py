@@ -194,7 +194,7 @@ def test_every_verb_of_the_table_has_exactly_one_reply() -> None:
 
 def test_the_enhanced_code_stands_on_every_reply_but_hello_and_354() -> None:
     said = converse([b"EHLO x\r\n" + MAIL + RCPT + b"WHAT\r\nDATA\r\n.\r\nRSET\r\nQUIT\r\n"]).said
-    keywords = {"PIPELINING", "SIZE", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"}
+    keywords = {"PIPELINING", "SIZE", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING"}
     keywords |= {"EXPN", "HELP", "SEND", "SOML", "SAML"}
     for line in said.decode().splitlines():
         has_code = line[4:].startswith(f"{line[0]}.")
