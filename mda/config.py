@@ -74,6 +74,9 @@ class Receiver(Section):
     vrfy: str = "local"
     vrfy_networks: tuple[str, ...] = ()
     vrfy_names: bool = False
+    tls_certificate: str = ""
+    tls_key: str = ""
+    starttls_required: tuple[str, ...] = ()
     relay_networks: tuple[str, ...] = ()
     relay_users: tuple[str, ...] = ()
     idle_seconds: int = 300
@@ -423,6 +426,8 @@ def _judge_item(name: str, item: object) -> str:
         return f"{_show(item)} is not a domain"
     if name in NETWORKS and not is_network(item):
         return f"{_show(item)} is not a network, such as 192.0.2.0/24"
+    if name == "receiver.starttls_required" and not (item.isdigit() and 0 < int(item) < 65_536):
+        return f"{_show(item)} is not a port, such as 25"
     if name in ("terminal.never", "receiver.relay_users"):
         return _judge_account(item)
     return ""
@@ -502,7 +507,7 @@ def _judge_directory(path: Any) -> str:
     return "" if path.startswith("/") and path.isprintable() else "must be an absolute path"
 
 
-def _judge_aliases(path: Any) -> str:
+def _judge_path(path: Any) -> str:
     return _judge_directory(path) if path else ""
 
 
@@ -533,11 +538,13 @@ def _judge_template(template: Any) -> str:
 _JUDGES: dict[str, Callable[[Any], str]] = {
     "receiver.hostname": _judge_host_name,
     "receiver.text_line": _judge_text_line,
+    "receiver.tls_certificate": _judge_path,
+    "receiver.tls_key": _judge_path,
     "recipients.postmaster": _judge_account,
     "recipients.extension_separator": _judge_separator,
     "delivery.mailbox": _judge_template,
     "delivery.mailbox_mode": _judge_mode,
-    "recipients.aliases": _judge_aliases,
+    "recipients.aliases": _judge_path,
     "delivery.spool": _judge_directory,
     "delivery.alias_user": _judge_alias_user,
     "terminal.group": _judge_account,

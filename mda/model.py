@@ -21,6 +21,7 @@ VERBS: dict[bytes, Verb] = {b"MAIL": "MAIL", b"SEND": "SEND", b"SOML": "SOML", b
 TERMINAL_VERBS: tuple[Verb, ...] = ("SEND", "SOML", "SAML")
 
 _LONGEST_SHOWN = 320  # octets of a path in a reply
+_NOT_SHOWN = frozenset(b' <>()"\\;')  # what would be another path there
 
 # Printable to Unicode, and yet nothing to see on a terminal.
 BLANK_FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
@@ -98,7 +99,7 @@ def please_try(path: bytes) -> Outcome:
 
 def _can_be_shown(path: bytes) -> bool:
     is_plain = path.isascii() and path.decode("ascii").isprintable()
-    return is_plain and 0 < len(path) <= _LONGEST_SHOWN
+    return is_plain and 0 < len(path) <= _LONGEST_SHOWN and not set(path) & _NOT_SHOWN
 
 
 class Path:
@@ -118,6 +119,11 @@ class Path:
         self.route = route
         self.local_part = local_part
         self.domain = domain
+
+    @property
+    def route_text(self) -> bytes:
+        """What stands before the mailbox: b"@ONE,@TWO:", or nothing."""
+        return b",".join(b"@" + host for host in self.route) + b":" if self.route else b""
 
     def __repr__(self) -> str:
         return f"Path({self.text!r}, {self.route!r}, {self.local_part!r}, {self.domain!r})"
@@ -210,8 +216,9 @@ class Target:
         """
         kind = f"{self.kind} by forward file" if self.forwards else self.kind
         more = f"\0{os.fsdecode(self.address)}" if self.kind == "command" else ""
-        if self.route:
-            more = f"\0{os.fsdecode(self.route)}"
+        if self.leaves:
+            local_part, _, domain = self.place.rpartition("@")
+            return kind, -1, f"{local_part}@{domain.lower()}\0{os.fsdecode(self.route)}"
         return kind, self.account.uid if self.account else -1, self.place + more
 
     @property
@@ -288,13 +295,14 @@ class Peer:
     what has failed here before; `may_ask_names` whether VRFY and EXPN
     tell it anything, `may_relay` whether it may send to other hosts through us,
     `is_offered_terminals` whether EHLO lists the three verbs: also to who stands outside of
-    the networks that may.
+    the networks that may; `is_tls_demanded` that it is to begin TLS before all else.
     """
 
     __slots__ = (
         "address",
         "is_offered_terminals",
         "is_queue",
+        "is_tls_demanded",
         "is_trusted",
         "kind",
         "may_ask_names",
@@ -316,6 +324,7 @@ class Peer:
         is_offered_terminals: bool = False,
         is_queue: bool = False,
         may_relay: bool = False,
+        is_tls_demanded: bool = False,
     ) -> None:
         self.kind: PeerKind = kind
         self.address = address
@@ -323,6 +332,7 @@ class Peer:
         self.user = user
         self.is_trusted = is_trusted
         self.is_queue = is_queue
+        self.is_tls_demanded = is_tls_demanded
         self.may_use_terminals = may_use_terminals
         self.may_ask_names = may_ask_names
         self.may_relay = may_relay

@@ -12,6 +12,7 @@ import os
 import pwd
 import socket
 import stat
+from importlib.util import find_spec
 
 import click
 
@@ -51,6 +52,7 @@ from mda.config import (
 from mda.delivery.lock import printable
 from mda.outbound.program import SENDMAIL, is_our_own
 from mda.outbound.route import parse_hop
+from mda.receiver.tls import Tls
 from mda.recipients.aliases import INDEX_SUFFIX, is_index_stale
 
 TYPE_CHECKING = False
@@ -262,11 +264,45 @@ def check_outbound(config: Config) -> Iterator[Finding]:
             parse_hop(place)
         except ValueError as error:
             yield Finding(f"{key}: {error}", "correct it; see mda.toml(5)")
+    has_way = outbound.smarthost or "*" in vars(config.routes) or find_spec("dns")
+    if outbound.via == "smtp" and not has_way:
+        yield Finding(
+            "mail for other hosts waits in vain: there is neither dnspython, nor a smarthost, nor "
+            'a route for "*"',
+            'pip install dnspython, or set outbound.via to "nothing"',
+        )
     yield from check_relay_networks(config)
+    yield from check_certificate(config)
     if outbound.via == "sendmail" and not os.access(SENDMAIL, os.X_OK):
         yield Finding(f"outbound.via: there is no {SENDMAIL}", 'set it to "smtp", or install one')
     elif outbound.via == "sendmail" and is_our_own(SENDMAIL):
         yield Finding(f"outbound.via: {SENDMAIL} is mda itself", 'set it to "smtp"')
+
+
+def check_certificate(config: Config) -> Iterator[Finding]:
+    """The certificate can be used, and nobody else can read its key."""
+    certificate = config.receiver.tls_certificate
+    if not certificate:
+        return
+    key = config.receiver.tls_key or certificate
+    status = status_of(key)
+    if status is not None and status.st_mode & 0o007:
+        yield Finding(f"{key}: others can read the key", f"chmod 640 {key}")
+    if os.geteuid() != 0:
+        return
+    try:
+        Tls(certificate, config.receiver.tls_key)
+    except OSError as error:
+        yield Finding(f"receiver.tls_certificate: {certificate}: {error}", "STARTTLS is told 454")
+    else:
+        ids = pwd.getpwnam("mda-net") if has_user("mda-net") else None
+        is_readable = status is not None and (
+            bool(status.st_mode & 0o004)
+            or (ids is not None and status.st_gid == ids.pw_gid and bool(status.st_mode & 0o040))
+        )
+        if ids is not None and not is_readable:
+            remedy = f"chgrp mda-net {key} && chmod 640 {key}"
+            yield Finding(f"{key}: the session's user mda-net cannot read it", remedy)
 
 
 def check_relay_networks(config: Config) -> Iterator[Finding]:

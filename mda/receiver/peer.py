@@ -93,9 +93,12 @@ def local_peer(uid: int, config: Config) -> Peer:
 def _identify_remote(connection: _socket.socket, config: Config) -> Peer:
     try:
         name = str(connection.getpeername()[0])
+        port = str(connection.getsockname()[1])
     except OSError:
         return Peer("tcp")
-    address = name.split("%")[0].removeprefix("::ffff:")
+    address = name.split("%")[0]
+    if "." in address:  # an IPv4 address on an IPv6 socket
+        address = address.removeprefix("::ffff:")
     is_loopback = address.startswith("127.") or address == "::1"
     place = "loopback" if is_loopback else "all"
     return Peer(
@@ -105,6 +108,7 @@ def _identify_remote(connection: _socket.socket, config: Config) -> Peer:
         may_ask_names=_may_ask_names("" if is_loopback else address, config),
         is_offered_terminals=config.terminal.enabled and "networks" in config.terminal.peers,
         may_relay=_may_relay(address, config),
+        is_tls_demanded=port in config.receiver.starttls_required,
     )
 
 
@@ -138,7 +142,10 @@ def _is_in_network(address: str, config: Config) -> bool:
 def _is_in(address: str, networks: tuple[str, ...]) -> bool:
     import ipaddress  # only on hosts that have named networks
 
-    peer = ipaddress.ip_address(address)
+    try:
+        peer = ipaddress.ip_address(address)
+    except ValueError:
+        return False
     return any(peer in ipaddress.ip_network(each) for each in networks)
 
 

@@ -126,11 +126,15 @@ class Verifying:
         self.is_list = is_list
 
 
+class StartingTls:
+    """STARTTLS: asks for an answer, after which either side speaks TLS."""
+
+
 class AskingWho:
     """XWHO, the private verb behind `mda who`: asks for an answer."""
 
 
-Asking = Opening | Addressing | EndOfData | Verifying | AskingWho
+Asking = Opening | Addressing | EndOfData | Verifying | StartingTls | AskingWho
 Event = NeedOctets | Say | Text | Asking
 
 
@@ -139,7 +143,8 @@ class Protocol:
 
     `name` is our official one, `limits` the `[receiver]` table; the others say what this
     peer is served: LMTP in place of SMTP, SEND and its like, EXPN, XWHO, and RCPT's private
-    parameter XPLACE, by which the queue names what has failed here before.
+    parameter XPLACE, by which the queue names what has failed here before; STARTTLS, which
+    with `demands_tls` comes before all else.
     """
 
     def __init__(
@@ -152,6 +157,8 @@ class Protocol:
         offers_names: bool,
         offers_who: bool,
         offers_places: bool = False,
+        offers_tls: bool = False,
+        demands_tls: bool = False,
     ) -> None:
         self._name = name
         self._limits = limits
@@ -159,11 +166,15 @@ class Protocol:
         self._offers_names = offers_names
         self._offers_who = offers_who
         self._offers_places = offers_places
+        self._demands_tls = demands_tls
+        self.is_encrypted = False
         hidden = {b"HELO", b"EHLO"} if is_lmtp else {b"LHLO"}
         if not offers_terminals:
             hidden |= {verb.encode() for verb in TERMINAL_VERBS}
         if not offers_names:
             hidden.add(b"EXPN")
+        if not offers_tls:
+            hidden.add(b"STARTTLS")
         self._served = tuple(verb for verb in VERBS if verb not in hidden | {b"XWHO"})
         self._buffer = bytearray()
         self._searched = 0
@@ -197,7 +208,7 @@ class Protocol:
             self._long_head = b""
             return self._refuse(verb) if verb in HTTP_METHODS else Say(replies.LINE_TOO_LONG)
         event = self._obey(line)
-        if isinstance(event, (Opening, Addressing, Verifying, AskingWho)):
+        if isinstance(event, (Opening, Addressing, Verifying, StartingTls, AskingWho)):
             self._asking = event
         return event
 
@@ -216,6 +227,13 @@ class Protocol:
             self._is_utf8 = asked.is_utf8
         elif is_accepted and isinstance(asked, Addressing):
             self.stage = ADDRESSED
+        elif is_accepted and isinstance(asked, StartingTls):
+            # Nothing that was said in the clear counts, and least of all what has been put
+            # behind the command (RFC 3207 4.2, 6).
+            self._buffer.clear()
+            self._searched = 0
+            self.is_encrypted = True
+            self.stage = CONNECTED
 
     def _take_line(self) -> bytes | None:
         """The next command without its CRLF; only CRLF ends it (RFC 821 4.1.2)."""
@@ -298,6 +316,8 @@ class Protocol:
         if row is None:
             return self._refuse(verb)
         argument = argument.strip(b" \t")
+        if self._demands_tls and not self.is_encrypted and verb not in BEFORE_TLS:
+            return Say(replies.TLS_FIRST)
         if argument and row.takes == "nothing":
             return Say(replies.NO_ARGUMENT_ALLOWED)
         if row.takes == "text" and not grammar.is_printable(argument):
@@ -326,6 +346,8 @@ class Protocol:
         """The list after EHLO and LHLO: what this peer would be served, and no more."""
         optional = tuple(verb.decode() for verb in self._served if verb in OPTIONAL_VERBS)
         size = f"SIZE {self._limits.message_size}"
+        if self.is_encrypted:
+            optional = tuple(keyword for keyword in optional if keyword != "STARTTLS")
         private = ("XWHO",) if self._offers_who else ()
         always = ("PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING")
         return always + optional + private
@@ -413,6 +435,14 @@ class Protocol:
             self.stage = GREETED
         return Dropped(replies.OK)
 
+    def _start_tls(self, _verb: bytes, _argument: bytes) -> Event:
+        if b"STARTTLS" not in self._served:
+            return Say(replies.NOT_OFFERED)
+        if self.is_encrypted or self.stage != GREETED:
+            is_early = self.stage == CONNECTED
+            return Say(replies.HELLO_FIRST if is_early else replies.NOT_IN_TRANSACTION)
+        return StartingTls()
+
     def _idle(self, _verb: bytes, _argument: bytes) -> Event:
         return Say(replies.OK)
 
@@ -482,6 +512,7 @@ VERBS: dict[bytes, Row] = {
     b"VRFY": Row(Protocol._verify, "own", "VRFY user: a login name, a mailbox, a full name"),
     b"EXPN": Row(Protocol._verify, "own", "EXPN list: who gets its messages"),
     b"HELP": Row(Protocol._help, "text", "HELP [command]"),
+    b"STARTTLS": Row(Protocol._start_tls, "nothing", "STARTTLS begins TLS"),
     b"SEND": Row(Protocol._open, "own", f"SEND FROM:<reverse-path> {_PARAMETERS}: to terminals"),
     b"SOML": Row(
         Protocol._open, "own", f"SOML FROM:<reverse-path> {_PARAMETERS}: terminal, else mailbox"
@@ -493,12 +524,13 @@ VERBS: dict[bytes, Row] = {
 }
 
 # What RFC 5321 does not demand of everybody, and so stands in EHLO's list (4.1.1.1).
-OPTIONAL_VERBS = (b"EXPN", b"HELP", b"SEND", b"SOML", b"SAML")
+OPTIONAL_VERBS = (b"STARTTLS", b"EXPN", b"HELP", b"SEND", b"SOML", b"SAML")
+
+# What may be said where TLS has to begin first (RFC 3207 4).
+BEFORE_TLS = (b"EHLO", b"HELO", b"LHLO", b"NOOP", b"QUIT", b"STARTTLS", b"RSET", b"HELP")
 
 # Verbs that exist elsewhere: 502, not 500 (RFC 5321 4.2.4).
-NOT_SERVED = frozenset(
-    (b"TURN", b"STARTTLS", b"AUTH", b"ETRN", b"ATRN", b"XCLIENT", b"XFORWARD", b"PROXY")
-)
+NOT_SERVED = frozenset((b"TURN", b"AUTH", b"ETRN", b"ATRN", b"XCLIENT", b"XFORWARD", b"PROXY"))
 
 # A web page can make a browser on this host speak to loopback; its words are no commands.
 HTTP_METHODS = frozenset(

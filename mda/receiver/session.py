@@ -25,6 +25,7 @@ from mda.receiver.protocol import (
     Opening,
     Protocol,
     Say,
+    StartingTls,
     Text,
     Verifying,
 )
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mda.model import Peer
     from mda.receiver.protocol import Event
     from mda.receiver.replies import Reason, Reply
+    from mda.receiver.tls import Tls
 
 _READ = 64 * 1024
 _MOST_EXCESS = 10_000  # recipients beyond the limit that are no errors yet
@@ -83,6 +85,7 @@ class Channel:
         self._readable.register(link_fd, select.POLLIN)
         self._writable = select.poll()
         self._writable.register(write_fd, select.POLLOUT)
+        self._tls: Tls | None = None
         self._is_waiting = False
         self._is_stopping = False
         self._most = _AT_A_TIME
@@ -108,8 +111,12 @@ class Channel:
         self._octets_since = 0
 
     def say(self, reply: Reply) -> None:
-        """Put a reply behind those that are due already."""
-        self._due += reply.render()
+        """Put a reply behind those that are due already; raises Gone."""
+        octets = reply.render()
+        try:
+            self._due += self._tls.encrypt(octets) if self._tls else octets
+        except OSError as error:
+            raise Gone from error
 
     @property
     def is_behind(self) -> bool:
@@ -147,6 +154,14 @@ class Channel:
         Raises Gone at its end, and Overdue when a command, or enough of a text, is not
         there within the idle time, however the octets drip.
         """
+        octets = self._decrypt() if self._tls else self._read()
+        self._octets_since += len(octets)
+        if is_text and self._octets_since >= _TEXT_AT_LEAST:
+            self.expect_progress()
+        return octets
+
+    def _read(self) -> bytes:
+        """At least one octet from the channel."""
         self._is_waiting = True
         try:
             if self._is_stopping:
@@ -159,10 +174,39 @@ class Channel:
             self._is_waiting = False
         if not octets:
             raise Gone
-        self._octets_since += len(octets)
-        if is_text and self._octets_since >= _TEXT_AT_LEAST:
-            self.expect_progress()
         return octets
+
+    def _decrypt(self) -> bytes:
+        """At least one octet of what the client has said in TLS."""
+        tls = self._tls
+        while tls is not None:
+            try:
+                text, is_end = tls.decrypt()
+            except OSError as error:
+                raise Gone from error
+            self._due += tls.take_output()
+            if text:
+                return text
+            if is_end:
+                break
+            self.flush()
+            tls.feed(self._read())
+        raise Gone
+
+    def start_tls(self, tls: Tls) -> None:
+        """Shake hands, and speak TLS from then on; raises Gone where that fails."""
+        self.flush()
+        try:
+            while not tls.shake_hands():
+                self._due += tls.take_output()
+                self.flush()
+                tls.feed(self._read())
+        except OSError as error:
+            self._due += tls.take_output()  # an alert says why
+            self.flush()
+            raise Gone from error
+        self._due += tls.take_output()
+        self._tls = tls
 
     def _wait_for_client(self) -> None:
         left = min(self._until, self._end) - time.monotonic()
@@ -211,6 +255,8 @@ class Session:
             offers_names=peer.may_ask_names,
             offers_who=peer.kind == "unix",
             offers_places=peer.is_queue,
+            offers_tls=bool(config.receiver.tls_certificate),
+            demands_tls=peer.is_tls_demanded,
         )
         self._domains = Domains(config, takes_any=is_lmtp or peer.is_trusted)
         self._transaction = Transaction(broker, config, peer, self._domains, is_lmtp=is_lmtp)
@@ -267,6 +313,8 @@ class Session:
                 self._say(event)
             case Opening() | Addressing() | Verifying() | AskingWho():
                 self._settle(self._reply_to(event))
+            case StartingTls():
+                self._start_tls()
         if not isinstance(event, Text):
             # Now, since the time that we took ourselves is not the client's.
             self._channel.expect_progress()
@@ -297,6 +345,8 @@ class Session:
             self._transaction.helo = event.name.decode("ascii")
             if not self._is_lmtp:
                 self._transaction.protocol = "ESMTP" if event.is_extended else "SMTP"
+            if self._protocol.is_encrypted and event.is_extended:
+                self._transaction.protocol = "LMTPS" if self._is_lmtp else "ESMTPS"  # RFC 3848
         is_of_text = event.reply is replies.START_MAIL_INPUT or isinstance(event, ChunkTaken)
         if not is_of_text:
             self._junk_left -= 1
@@ -318,6 +368,20 @@ class Session:
         if reply.code >= 400 and not is_excess and not self._peer.is_trusted:
             self._errors_left -= 1
         self._channel.say(reply)
+
+    def _start_tls(self) -> None:
+        """220 and the handshake, or 454 where our certificate cannot be had (RFC 3207)."""
+        from mda.receiver.tls import Tls
+
+        try:
+            tls = Tls(self._limits.tls_certificate, self._limits.tls_key)
+        except OSError as error:
+            log.write("tls", log.ERROR, error=f"{self._limits.tls_certificate}: {error}")
+            return self._settle(replies.NO_TLS_NOW)
+        self._transaction.drop()
+        self._settle(replies.READY_FOR_TLS)
+        self._channel.start_tls(tls)
+        return None
 
     def _finish(self, fault: Reply | None) -> None:
         """Answer the end of data: once, or in LMTP once for each recipient (RFC 2033 4.2).

@@ -44,7 +44,7 @@ ADDED: dict[str, set[int]] = {
     "LHLO": {250, 504, 550},
     # Verbs of extensions that are not offered (RFC 5321 4.2.4).
     "BDAT": {250, 503, 552},
-    "STARTTLS": {502},
+    "STARTTLS": {220, 454, 502, 503},
     "AUTH": {502},
     "ETRN": {502},
     "ATRN": {502},

@@ -22,6 +22,7 @@ PACKAGE = Path(SPEC.origin).parent
 VOCABULARY = ["config", "log", "wire", "model"]
 SESSION_COLUMN = [
     "receiver.session",
+    "receiver.tls",
     "receiver.submission",
     "receiver.transaction",
     "receiver.verify",

@@ -163,6 +163,9 @@ class Remote:
     def getpeername(self) -> tuple[str, int]:
         return self._name, 25
 
+    def getsockname(self) -> tuple[str, int]:
+        return "192.0.2.1", 25
+
 
 def identify_remote(name: str, config: Config) -> Peer:
     return peer._identify_remote(Remote(name), config)  # type: ignore[arg-type]
@@ -175,6 +178,7 @@ def identify_remote(name: str, config: Config) -> Peer:
         ("127.255.0.9", "127.255.0.9", True),
         ("::1", "::1", True),
         ("::ffff:127.0.0.1", "127.0.0.1", True),
+        ("::ffff:0:102:304", "::ffff:0:102:304", False),
         ("::ffff:192.0.2.1", "192.0.2.1", False),
         ("192.0.2.1", "192.0.2.1", False),
         ("12.7.0.1", "12.7.0.1", False),
