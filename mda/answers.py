@@ -30,6 +30,7 @@ _LEADS_ELSEWHERE = Outcome(550, "5.1.1", "The address leads elsewhere by now")
 _NOTHING_FAILED = Outcome(451, "4.3.0", "Nothing that another try could mend")
 _ROWS = Outcome(250, "2.0.0", "Rows")
 _TAKEN = Outcome(250, "2.0.0", "Text")
+_NOTICES_EACH = 3  # for each copy that was delivered: to the owners of lists in one another
 _MOST_TARGETS = 20_000  # of one transaction
 _LARGEST_DECLARED = 1 << 64
 _LATEST_DEADLINE = 1 << 60
@@ -54,8 +55,10 @@ class Answers:
         self._targets: list[Target] = []
         self._asked: list[bytes] = []
         self._numbers: dict[tuple[str, int, str], int] = {}
-        # Whoever has been served may have to be told of others who were not.
-        self._notices_left = 0
+        # Whom of the last message's senders we may tell of who was not served, after somebody
+        # was: a session gone astray has no more notices than it has delivered.
+        self._senders: set[bytes] = set()
+        self._served = 0
         self._rows: list[bytes] = []
 
     def _tells_moved(self) -> bool:
@@ -111,7 +114,7 @@ class Answers:
             case _:
                 raise wire.WireError("malformed request")
         if place == b"first":
-            self._begin()
+            self._begin(is_notice=more[0] == b"notice")
         targets = self._find_targets(verb, local_part, *more)
         if verb != b"SEND":
             targets = [self._refuse_full(target, declared) for target in targets]
@@ -184,12 +187,12 @@ class Answers:
         return found[:1]
 
     def _relay(self, local_part: bytes, domain: bytes, route: bytes, *, is_notice: bool) -> Target:
-        """The target for a mailbox of another host, for who may relay, and for a notice.
-
-        There are no more notices than there have been targets to tell of.
-        """
-        if is_notice and self._notices_left > 0:
-            self._notices_left -= 1
+        """The target for a mailbox of another host, for who may relay, and for a notice."""
+        if is_notice and self._senders and self._served:
+            self._senders.pop()
+            self._served -= 1
+        elif is_notice:
+            return Target("failure", None, address=local_part, outcome=_NO_RELAY)
         elif not self._peer.may_relay:
             raise wire.WireError("a relay that is not for this peer")
         if self.identities.only_uid is not None or self._config.outbound.via == "nothing":
@@ -205,11 +208,12 @@ class Answers:
         """
         return self._peer.user in ("", account.user)
 
-    def _begin(self) -> None:
+    def _begin(self, *, is_notice: bool) -> None:
         """A new transaction: nothing that the last one was told is true any more."""
         self.host.forget()
-        if self.copies.has_served:
-            self._notices_left += len(self._targets)
+        if not is_notice:
+            self._senders.clear()
+            self._served = 0
         self._targets.clear()
         self._asked.clear()
         self._numbers.clear()
@@ -312,13 +316,21 @@ class Answers:
         if not prefix.startswith(b"From ") or not prefix.endswith(b"\n"):
             raise wire.WireError("a delivery without a From_ line")
         target = self._target(number)
+        if target.kind == "relay":
+            raise wire.WireError("a delivery where there is no mailbox")
         message = Message(sender, recipient, prefix, until)
-        return run(
+        outcome = run(
             VERBS[verb],
             clipped == b"clipped",
             lambda: self.copies.mail(target, message),
             lambda: self.terminals.show(target, sender, block),
         )
+        self._count(sender, outcome)
+        return outcome
+
+    def _count(self, sender: bytes, outcome: Outcome) -> None:
+        self._senders.add(sender)
+        self._served += _NOTICES_EACH * outcome.is_done
 
     def _queue(self, fields: list[bytes]) -> Outcome:
         """One message into the queue, for targets that leave us and for those that failed."""
@@ -341,7 +353,10 @@ class Answers:
             items += [(place, asked) for place in places]
         if not items:
             return _NOTHING_FAILED
-        return self.copies.queue(VERBS[verb], sender, head, items, is_utf8=charset == b"utf8")
+        outcome = self.copies.queue(VERBS[verb], sender, head, items, is_utf8=charset == b"utf8")
+        if sender:
+            self._count(sender, outcome)
+        return outcome
 
 
 def judge_targets(targets: list[Target]) -> Outcome:

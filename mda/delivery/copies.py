@@ -52,7 +52,6 @@ class Copies:
         self._spool_fds: dict[bytes, int] = {}
         # Of the transaction in hand.
         self._mailed: dict[tuple[str, int, str], Outcome] = {}
-        self.has_served = False
         self._commands_until = 0.0
         # Not to be counted as time that others have waited for locks.
         self.seconds_of_commands = 0.0
@@ -63,7 +62,6 @@ class Copies:
             os.close(fd)
         self._texts.clear()
         self._mailed.clear()
-        self.has_served = False
         self._commands_until = 0.0
         self.seconds_of_commands = 0.0
 
@@ -117,9 +115,7 @@ class Copies:
             return min(outcomes, key=lambda each: (each.is_done, not each.is_temporary))
         if target.key not in self._mailed or target.kind == "failure":
             self._mailed[target.key] = self._mail_now(target, message)
-        outcome = self._mailed[target.key]
-        self.has_served = self.has_served or outcome.is_done
-        return outcome
+        return self._mailed[target.key]
 
     def queue(
         self,
@@ -163,7 +159,6 @@ class Copies:
                 name = queue.put(directory, envelope, pieces, keep_free=keep_free)
         except OSError as error:
             return cannot_keep(error, "queueing the message")
-        self.has_served = True
         log.write("queued", queue=name, sender=sender, recipients=len(addressees))
         return Outcome(250, "2.0.0", f"Queued as {name}")
 

@@ -65,6 +65,6 @@ def _mailed_first(mailed: Outcome, shown: Outcome) -> Outcome:
 
 
 def _after_data(outcome: Outcome) -> Outcome:
-    """RFC 821 4.3 has no 450 and no 550 after the data; the enhanced code keeps the reason."""
-    code = {450: 451, 550: 554}.get(outcome.code, outcome.code)
+    """RFC 821 4.3 has none of these after the data; the enhanced code keeps the reason."""
+    code = {450: 451, 550: 554, 551: 554}.get(outcome.code, outcome.code)
     return Outcome(code, outcome.enhanced, outcome.text)

@@ -12,7 +12,7 @@ from mda import log
 from mda.config import LMTP_SOCKET, official_name, own_domains, queue_directory
 from mda.model import VERBS, Outcome
 from mda.outbound import notice, queue, sender
-from mda.outbound.dialogue import MOST_RECIPIENTS, NO_TLS, Request, Result
+from mda.outbound.dialogue import MOST_RECIPIENTS, NO_TLS, OWN_WORDS, Request, Result
 from mda.outbound.program import hand_over
 from mda.outbound.queue import Addressee, Envelope, Waiting
 from mda.outbound.route import Hop, find_addresses, find_hop
@@ -94,7 +94,10 @@ class Attempts:
                 for number, outcome in zip(part, result.outcomes, strict=True)
                 if outcome is not None and number not in left
             }
-            message.note(outcomes, result.host)
+            own = {
+                n for n, outcome in outcomes.items() if any(outcome is each for each in OWN_WORDS)
+            }
+            message.note(outcomes, result.host, own)
             self._log(message, key, outcomes)
             numbers = left + numbers
 
@@ -117,9 +120,12 @@ class Attempts:
         return result
 
     def _send(self, message: Waiting, hop: Hop, numbers: list[int]) -> Result:
-        paths = [spell(message.envelope.addressees[number]) for number in numbers]
+        addressees = [message.envelope.addressees[number] for number in numbers]
         if hop is _PROGRAM:
-            return settled(len(paths), hand_over(message, paths))
+            # Which way it goes is the program's to say.
+            mailboxes = [spell_mailbox(each) for each in addressees]
+            return settled(len(mailboxes), hand_over(message, mailboxes))
+        paths = [spell(each) for each in addressees]
         read = partial(read_text, message)
         measures = Measures(read())
         if measures.longest_line > _LONGEST_LINE and not hop.takes_any_line:
@@ -161,15 +167,19 @@ class Attempts:
         )
 
     def _reverse_path(self, envelope: Envelope, hop: Hop) -> bytes:
-        """The sender, with our name in front where source routes are honoured (RFC 821 3.6).
-
-        It is the name by which the hop knows us. The null reverse-path stays null.
+        """The sender, who has a domain elsewhere, with our name in front where source routes are
+        honoured (RFC 821 3.6): the one by which the hop knows us. The null path stays null.
         """
-        is_honoured = self._config.relay.source_routes == "honour"
-        if not (is_honoured and envelope.is_relayed and envelope.sender):
-            return envelope.sender
-        separator = b"," if envelope.sender.startswith(b"@") else b":"
-        return b"@%b%b%b" % ((hop.name or self._name).encode("ascii"), separator, envelope.sender)
+        sender = envelope.sender
+        path = read_path(sender) if sender and hop is not _LOCAL else None
+        if path is None:
+            return sender
+        if not path.domain:
+            sender = b"%b@%b" % (sender, self._name.encode("ascii"))
+        if self._config.relay.source_routes != "honour" or not envelope.is_relayed:
+            return sender
+        separator = b"," if path.route else b":"
+        return b"@%b%b%b" % ((hop.name or self._name).encode("ascii"), separator, sender)
 
     def _log(self, message: Waiting, key: str, outcomes: dict[int, Outcome]) -> None:
         for number, outcome in outcomes.items():
@@ -206,18 +216,30 @@ class Attempts:
         seconds = pause(message.tries, settings.retry_minutes, settings.retry_most_minutes)
         message.wait_until(time.time() + seconds)
 
+    def put_off(self, message: Waiting, seconds: float) -> None:
+        """What went wrong unforeseen is not to go wrong again at once, nor for ever.
+
+        Raises OSError.
+        """
+        if time.time() - message.envelope.came > self._config.outbound.give_up_hours * 3600:
+            addressees = enumerate(message.envelope.addressees)
+            # The next try finds nothing to send, and tells the sender.
+            message.note({n: give_up(each) for n, each in addressees if each.is_open})
+        message.wait_until(time.time() + seconds)
+
     def _tell(self, message: Waiting, numbers: list[int], *, is_delay: bool = False) -> None:
         """Queue a notice to the sender; what nobody can be told goes to postmaster, once."""
         envelope = message.envelope
         to = self._find_reader(envelope, is_delay=is_delay)
-        if to is None:
+        head = b"".join(read_text(message, most=_HEAD))
+        is_last = not envelope.sender and notice.is_last_word(head, self._name)
+        if to is None or is_last:
             log.write("dropped", log.WARNING, queue=message.name, why="nobody to tell")
             return
         failures = [
             (self._name_fully(each), each.outcome or _NEVER_TRIED, each.host)
             for each in (envelope.addressees[number] for number in numbers)
         ]
-        head = b"".join(read_text(message, most=_HEAD))
         reader = self._name_fully(to)
         text = notice.compose(
             self._name,
@@ -225,8 +247,9 @@ class Attempts:
             failures,
             head,
             time.time(),
-            is_whole=message.size <= _HEAD,
+            is_whole=message.size <= _HEAD and not is_delay,
             is_delay=is_delay,
+            is_last=not envelope.sender,
         )
         queue.put(queue_directory(self._config), Envelope("MAIL", b"", [to]), [text])
 
@@ -234,14 +257,14 @@ class Attempts:
         """Who is told: the sender; of a notice nobody but postmaster, and of that nobody."""
         to = read_path(envelope.sender)
         if to is None or not to.text:
-            is_last = [each.local_part for each in envelope.addressees] == [_POSTMASTER]
+            is_last = [(each.local_part, each.domain) for each in envelope.addressees] == [
+                (_POSTMASTER, b"")
+            ]
             return None if is_delay or is_last else Addressee(_POSTMASTER, b"")
         # The last mailbox (RFC 5321 6.1), but along the route where that is honoured.
         is_honoured = self._config.relay.source_routes == "honour"
-        route = self._domains.leave_out_own(to.route) if is_honoured else ()
-        if not to.domain or (not route and self._domains.is_ours(to.domain)):
-            return Addressee(to.local_part, b"")
-        return Addressee(to.local_part, to.domain, route=b",".join(b"@" + each for each in route))
+        domain, route = self._domains.lead_away(to, is_honoured=is_honoured)
+        return Addressee(to.local_part, domain, route=route)
 
     def _name_fully(self, addressee: Addressee) -> bytes:
         """An addressee as a notice names it, also to somebody elsewhere."""
@@ -277,10 +300,15 @@ def pause(tries: int, first_minutes: int, most_minutes: int) -> float:
 
 def spell(addressee: Addressee) -> bytes:
     """The forward-path of an addressee, without brackets, with what is left of its route."""
+    mailbox = spell_mailbox(addressee)
+    return b"%b:%b" % (addressee.route, mailbox) if addressee.route else mailbox
+
+
+def spell_mailbox(addressee: Addressee) -> bytes:
+    """The mailbox of an addressee as it stands in a path."""
     local_part = os.fsdecode(addressee.local_part)
     domain = os.fsdecode(addressee.domain)
-    mailbox = os.fsencode(spell_path(f"{local_part}@{domain}" if domain else local_part))
-    return b"%b:%b" % (addressee.route, mailbox) if addressee.route else mailbox
+    return os.fsencode(spell_path(f"{local_part}@{domain}" if domain else local_part))
 
 
 def read_text(message: Waiting, most: int = 0) -> Iterable[bytes]:

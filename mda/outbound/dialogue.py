@@ -36,6 +36,9 @@ NO_UTF8 = Outcome(550, "5.6.7", "The next host takes no addresses in UTF-8")
 NO_TLS = Outcome(451, "4.7.5", "The next host offers no TLS, which its route demands")
 TOO_LARGE = Outcome(552, "5.3.4", "Larger than the next host takes")
 BAD_PATH = Outcome(553, "5.1.3", "An address that no command can hold")
+NO_8BIT = Outcome(554, "5.6.3", "The next host takes no octets above 127, which the text has")
+# What we say of a host, and it has not said itself.
+OWN_WORDS = (NO_SEND, NO_UTF8, NO_TLS, TOO_LARGE, BAD_PATH, NO_8BIT)
 
 
 class Lost(Exception):

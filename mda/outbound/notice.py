@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     # An address, what became of it, and the host that has said so, or "" for us.
     Failure = tuple[bytes, Outcome, str]
 
+_LAST = "X-Double-Bounce"
 _MOST_HEADERS = 16 * 1024  # bytes of the message's own header that are given back
 _MOST_WHOLE = 48 * 1024  # bytes of a message that is given back as a whole
 _LONGEST_LINE = 998  # octets without line end (RFC 5322 2.1.1)
@@ -34,13 +35,15 @@ def compose(
     *,
     is_whole: bool = False,
     is_delay: bool = False,
+    is_last: bool = False,
 ) -> bytes:
     """The notice to `to` that mail could not be delivered, with LF line ends, all ASCII.
 
     `name` is our official one, `failures` the addresses, what each was told, and by which
     host ("" for us); the first hundred are named. `head` is the beginning of the message, or
     all of it, as `is_whole` says; `when` is in seconds since the epoch. With `is_delay` nothing
-    is lost yet, and it is tried further.
+    is lost yet, and it is tried further. `is_last` marks a notice about a notice, of which there
+    is no other.
     """
     failures = failures[:_MOST_FAILURES]
     report = MIMEMultipart("report", report_type="delivery-status")
@@ -50,6 +53,8 @@ def compose(
     report["Date"] = format_date(when)
     report["Message-ID"] = make_msgid(domain=name)
     report["Auto-Submitted"] = "auto-replied"
+    if is_last:
+        report[_LAST] = name
     text = "\n".join(_explain(name, to, failures, is_delay=is_delay))
     report.attach(MIMEText(text, "plain", "us-ascii"))
     status = MIMEBase("message", "delivery-status")
@@ -57,6 +62,12 @@ def compose(
     report.attach(status)
     report.attach(_give_back(head, is_whole=is_whole))
     return report.as_bytes()
+
+
+def is_last_word(head: bytes, name: str) -> bool:
+    """Is this a notice of ours about a notice? Wherever it was forwarded, no other follows."""
+    header = b"\n" + head.split(b"\n\n", 1)[0] + b"\n"
+    return f"\n{_LAST}: {name}\n".encode() in header
 
 
 def _explain(name: str, to: bytes, failures: list[Failure], *, is_delay: bool) -> Iterator[str]:
@@ -109,18 +120,20 @@ def _give_back(head: bytes, *, is_whole: bool) -> MIMEBase:
 
 
 def _header_of(head: bytes) -> str:
-    """The message's own header, as far as it is ASCII and not too long."""
+    """The message's own header, as far as it is ASCII and not too long, nor any line of it."""
     header = head[:_MOST_HEADERS].split(b"\n\n", 1)[0]
-    return "".join(
+    plain = "".join(
         char if " " <= char <= "~" or char in "\t\n" else "?"
         for char in header.decode("ascii", "replace")
     )
+    return "\n".join(line[:_LONGEST_LINE] for line in plain.split("\n"))
 
 
 def spell(address: bytes) -> str:
     """An address in printable ASCII; other characters as RFC 6533 3 has them: `\\x{EB}`."""
-    text = address.decode("utf-8", "replace")[:_LONGEST]
-    return "".join(
+    text = address.decode("utf-8", "replace")
+    spelt = "".join(
         char if "!" <= char <= "~" and char not in "<>" else f"\\x{{{ord(char):02X}}}"
-        for char in text
+        for char in text[:_LONGEST]
     )
+    return spelt[:_LONGEST]

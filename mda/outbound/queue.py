@@ -20,7 +20,7 @@ from mda.model import Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 FOLDERS = ("new", "wait", "held")
 _LOG = "log"
@@ -141,13 +141,14 @@ class Waiting:
             file.seek(self.begin)
             yield from iter(lambda: file.readline(_PIECE), b"")
 
-    def note(self, outcomes: dict[int, Outcome], host: str = "") -> None:
+    def note(self, outcomes: dict[int, Outcome], host: str = "", own: Collection[int] = ()) -> None:
         """Keep what became of some addressees, by number, durably; raises OSError.
 
-        `host` is whose word it is, or empty for ours.
+        `host` is whose word it is, or empty for ours, as it is for the numbers in `own`.
         """
         rows = {
-            str(at): [each.code, each.enhanced, each.text, host] for at, each in outcomes.items()
+            str(at): [each.code, each.enhanced, each.text, "" if at in own else host]
+            for at, each in outcomes.items()
         }
         self._add({"outcomes": rows})
 
@@ -182,10 +183,10 @@ class Waiting:
     def _take(self, step: dict[str, object]) -> None:
         match step:
             case {"outcomes": dict(rows)}:
-                for number, (code, enhanced, text, *host) in rows.items():
+                for number, (code, enhanced, text, host) in rows.items():
                     addressee = self.envelope.addressees[int(number)]
                     addressee.outcome = Outcome(code, enhanced, text)
-                    addressee.host = "".join(host)
+                    addressee.host = host
             case {"told": list(numbers)}:
                 for number in numbers:
                     self.envelope.addressees[number].is_told = True

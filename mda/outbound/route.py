@@ -8,7 +8,7 @@ import socket
 import time
 
 from mda.model import Outcome
-from mda.receiver.domains import pack_number, to_ascii
+from mda.receiver.domains import is_own_address, pack_number, to_ascii
 from mda.receiver.grammar import pack_address
 
 TYPE_CHECKING = False
@@ -149,6 +149,8 @@ def find_addresses(
     if hop.path:
         return [("", (socket.AF_UNIX, hop.path))]
     literal = pack_literal(hop.host)
+    if literal is not None and hop.is_domain and is_own_address(hop.host):
+        return LOOP
     if literal is not None:
         address = socket.inet_ntop(*literal)
         return [(address, _address(address, hop.port))]
@@ -215,7 +217,7 @@ def find_exchangers(
             return NO_MAIL
         rows = [(preference, name) for preference, name in rows if is_name(name)]
         hosts = order(rows, own_names)
-        return _resolve_all(hosts, ask) if hosts or not rows else LOOP
+        return leave_out_own(_resolve_all(hosts, ask)) if hosts or not rows else LOOP
     except resolving.NXDOMAIN:
         return NO_SUCH_DOMAIN
     except exception.DNSException:
@@ -228,6 +230,18 @@ def order(rows: list[tuple[int, str]], own_names: frozenset[str]) -> list[str]:
     own = min((each for each, name in named if name in own_names), default=1 << 16)
     better = [(each, random.random(), name) for each, name in named if each < own]  # noqa: S311
     return [name for _, _, name in sorted(better)][:_MOST_HOSTS]
+
+
+def leave_out_own(
+    found: list[tuple[str, Address]] | Outcome,
+) -> list[tuple[str, Address]] | Outcome:
+    """What comes before our own addresses, whatever their names are there."""
+    if isinstance(found, Outcome):
+        return found
+    named = [f"[IPv6:{at[0]}]" if family == socket.AF_INET6 else f"[{at[0]}]"  # type: ignore[index]
+             for _, (family, at) in found]  # fmt: skip
+    own = next((number for number, name in enumerate(named) if is_own_address(name)), len(found))
+    return found[:own] or LOOP
 
 
 def _resolve_all(

@@ -154,4 +154,4 @@ class Run:
             # What went wrong unforeseen is not to go wrong again at once. Where not even
             # this can be kept the whole run ends, with OSError.
             self._done_with.add(message.name)
-            message.wait_until(time.time() + _PUT_OFF_SECONDS)
+            self._attempts.put_off(message, _PUT_OFF_SECONDS)

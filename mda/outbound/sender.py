@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 
 from mda.model import Outcome, cannot_keep
 from mda.outbound import dialogue
-from mda.outbound.dialogue import Hear, Lost, ReplyReader, Request, Result, Say, SayText, StartTls
+from mda.outbound.dialogue import (
+    NO_8BIT,
+    Hear,
+    Lost,
+    ReplyReader,
+    Request,
+    Result,
+    Say,
+    SayText,
+    StartTls,
+)
 from mda.outbound.text import stuff
 
 TYPE_CHECKING = False
@@ -18,8 +29,8 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS = 30
 _READ = 65_536
-_MOST_CONVERTED = 16 << 20  # octets; the whole of it is in memory
-NO_8BIT = Outcome(554, "5.6.3", "The next host takes no octets above 127, which the text has")
+_MOST_CONVERTED = 2 << 20  # octets
+_CONVERTING = threading.Lock()  # one at a time, for what it takes of memory
 _BLOCK = 65_536
 
 
@@ -86,7 +97,8 @@ def convert_whole(pieces: Iterator[bytes]) -> bytes:
         if len(text) > _MOST_CONVERTED:
             raise Lost(NO_8BIT)
     try:
-        return convert(bytes(text))
+        with _CONVERTING:
+            return convert(bytes(text))
     except Inconvertible as error:
         raise Lost(NO_8BIT) from error
 

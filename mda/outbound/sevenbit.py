@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _ENCODING = "Content-Transfer-Encoding"
 _READABLE = ("", "7bit", "8bit", "binary", "quoted-printable")
+# Fields that are words and nothing else, and so may become encoded ones (RFC 2047 5).
+_UNSTRUCTURED = ("subject", "comments", "content-description", "organization")
 # Lines stay as long as they are, but for those that have to be written anew.
 _POLICY = compat32.clone(cte_type="7bit", max_line_length=None)
 
@@ -27,6 +29,15 @@ def convert(text: bytes) -> bytes:
 
     Whatever has none of them is as it was. Raises Inconvertible.
     """
+    try:
+        return _convert(text)
+    except Inconvertible:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise Inconvertible(f"a text that is no message: {error}"[:200]) from error
+
+
+def _convert(text: bytes) -> bytes:
     message = message_from_bytes(text)
     if "MIME-Version" not in message:
         message["MIME-Version"] = "1.0"
@@ -40,7 +51,16 @@ def convert(text: bytes) -> bytes:
     return out.getvalue()
 
 
+def _refuse_fields(part: Message) -> None:
+    """Raise Inconvertible where an encoded word would take a field's meaning away."""
+    for name, value in part.items():
+        is_plain = name.lower() in _UNSTRUCTURED or name.lower().startswith("x-")
+        if not str(value).isascii() and not is_plain:
+            raise Inconvertible(f"octets above 127 in {name}")
+
+
 def _convert_part(part: Message) -> None:
+    _refuse_fields(part)
     payload: object = part.get_payload()
     if isinstance(payload, list):
         for each in payload:

@@ -10,6 +10,12 @@ from mda.receiver.grammar import pack_address
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mda.config import Config
+    from mda.model import Path
+
+
+_MAPPED = bytes(10) + b"\xff\xff"  # an IPv4 address in IPv6 (RFC 4291 2.5.5.2)
+_NOBODY = bytes(16)
+_LOOPBACK = bytes(15) + b"\1"
 
 
 class Domains:
@@ -32,10 +38,18 @@ class Domains:
         name = to_ascii(domain.decode("utf-8").lower())
         return name in self._names or is_own_address(name)
 
-    def leave_out_own(self, route: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        """What is left of a source route without our own names at its beginning (RFC 821 3.6)."""
+    def lead_away(self, path: Path, *, is_honoured: bool) -> tuple[bytes, bytes]:
+        """Domain and source route (b"@ONE,@TWO") of mail that leaves us; both empty for ours.
+
+        Our own names at the beginning of a route are left out (RFC 821 3.6); where routes are
+        not honoured the last mailbox is all that counts (RFC 5321 4.1.1.3).
+        """
+        route = path.route if is_honoured else ()
         at = next((at for at, host in enumerate(route) if not self.is_ours(host)), len(route))
-        return route[at:]
+        route = route[at:]
+        if not path.domain or (not route and self.is_ours(path.domain)):
+            return b"", b""
+        return path.domain, b",".join(b"@" + host for host in route)
 
 
 def to_ascii(name: str) -> str:
@@ -66,7 +80,10 @@ def is_own_address(name: str) -> bool:
         packed = pack_number(name[1:])
     if packed is None:
         return False
-    if len(packed) == 4 and packed[0] == 127:
+    if packed[:12] == _MAPPED:
+        packed = packed[12:]
+    # "This host" too (RFC 1122 3.2.1.3), since a connection to it comes to ourselves.
+    if (len(packed) == 4 and packed[0] in (0, 127)) or packed in (_NOBODY, _LOOPBACK):
         return True
     import psutil  # lists the interfaces; literals are rare and it costs 35 ms
 

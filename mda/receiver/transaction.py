@@ -142,10 +142,7 @@ class Transaction:
         last mailbox does (RFC 5321 4.1.1.3), and by that nobody can make us a relay.
         """
         is_honoured = self._config.relay.source_routes == "honour" and self._may_relay
-        route = self._domains.leave_out_own(path.route) if is_honoured else ()
-        if not path.domain or (not route and self._domains.is_ours(path.domain)):
-            return b"", b""
-        return path.domain, b",".join(b"@" + host for host in route)
+        return self._domains.lead_away(path, is_honoured=is_honoured)
 
     @property
     def _is_handed_over(self) -> bool:
@@ -216,6 +213,7 @@ class Transaction:
             text.offer()
         deadline = time.monotonic() + self._config.delivery.lock_seconds
         served = self._send_on(text)
+        self._hold_up(served)
         held: list[tuple[Recipient, Members]] = []
         for recipient in envelope.recipients:
             members = self._serve(recipient, text, deadline, served)
@@ -248,6 +246,20 @@ class Transaction:
             for number, (recipient, copy) in group.items():
                 self._log(envelope, recipient, copy, served[number])
         return served
+
+    def _hold_up(self, served: dict[int, Outcome]) -> None:
+        """Who stands beside a mailbox elsewhere that must be tried again is not served now.
+
+        Else the client's next try would be one more copy: of the transaction's, by SMTP, and
+        by LMTP of the recipient's.
+        """
+        recipients = self._open_envelope.recipients
+        for group in [[each] for each in recipients] if self._is_lmtp else [recipients]:
+            numbers = [copy.number for recipient in group for copy in recipient.copies]
+            known = [served[number] for number in numbers if number in served]
+            late = next((outcome for outcome in known if outcome.is_temporary), None)
+            if late is not None:
+                served.update({number: late for number in numbers if number not in served})
 
     def _send_group(self, copies: list[Copy], text: TextStore) -> dict[int, Outcome]:
         refused, mark = text.error, b""
@@ -359,7 +371,7 @@ class Transaction:
         821 3.6). What is in the way of a notice leaves the failure to the client.
         """
         path = read_path(to)
-        if path is None or not path.text:
+        if path is None or not path.text or not self._may_tell(path, failures):
             return False
         from mda.outbound.notice import compose  # needs email, which MAIL seldom does
 
@@ -372,12 +384,26 @@ class Transaction:
             notice.open("MAIL", Path(b"", (), b"", b""))
             if not notice.address(path).is_accepted:
                 return False
+            mailbox = self._name_fully(path.text[len(path.route_text) :])
             named = [(self._name_fully(address), outcome, "") for address, outcome in failures]
-            head, is_whole = bytes(text.head), text.is_head_whole
-            notice.write(compose(self._name, to, named, head, time.time(), is_whole=is_whole))
+            # Nobody can have us send a text of his own choice to whom he likes.
+            is_whole = text.is_head_whole and (self._peer.may_relay or not path.domain)
+            head = bytes(text.head)
+            notice.write(compose(self._name, mailbox, named, head, time.time(), is_whole=is_whole))
             return all(outcome.is_done for _, outcome in notice.finish())
         finally:
             notice.drop()
+
+    def _may_tell(self, path: Path, failures: list[tuple[bytes, Outcome]]) -> bool:
+        """May we send a notice there ourselves?
+
+        To another host an MTA that calls us does it; and by what makes a text look like one that
+        has been here, a stranger could have notices sent to whom he likes.
+        """
+        if Domains(self._config, takes_any=False).is_ours(path.domain):
+            return True
+        is_looped = any(outcome.enhanced == "5.4.6" for _, outcome in failures)
+        return not self._domains.takes_any and (self._peer.may_relay or not is_looped)
 
     def _name_fully(self, address: bytes) -> bytes:
         """An address as a notice names it, also to somebody elsewhere."""

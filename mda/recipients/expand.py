@@ -67,6 +67,8 @@ class Host:
         self, config: Config, only_uid: int | None, enter: Enter, *, tells_moved: bool = True
     ) -> None:
         self.tells_moved = tells_moved
+        known = vars(config.forward) if only_uid is None else {}
+        self._moved = {os.fsencode(each).lower(): str(value) for each, value in known.items()}
         self.config = config
         self.only_uid = only_uid
         self.enter = enter
@@ -146,11 +148,7 @@ class Host:
 
     def find_moved(self, name: bytes) -> str | None:
         """The entry of `[forward]` for a name, by itself or without its extension."""
-        known = vars(self.config.forward)
-        if not known or self.only_uid is not None:
-            return None
-        entries = {os.fsencode(each).lower(): str(value) for each, value in known.items()}
-        found = (entries.get(each.lower()) for each in self.names_of(name))
+        found = (self._moved.get(each.lower()) for each in self.names_of(name))
         return next((each for each in found if each is not None), None)
 
     def names_of(self, name: bytes) -> list[bytes]:
@@ -180,9 +178,10 @@ def expand(
         walk.fail(refusal, local_part)
     else:
         walk.follow_name(local_part, _Origin())
-    path = moved_to(walk.targets)
-    if path and host.config.recipients.forwarding == "refuse":
-        return [_failure(host.refuse_moved(path), local_part)]
+    if host.config.recipients.forwarding == "refuse" and local_part.lower() != _POSTMASTER:
+        sole = walk.targets[0].forwards if len(walk.targets) == 1 else []
+        if path := moved_to(walk.targets) or moved_to(sole):
+            return [_failure(host.refuse_moved(path), local_part)]
     return walk.targets or [_failure(_LOOP)]
 
 
@@ -292,10 +291,10 @@ class _Walk:
         outcome, account = host.find_account(name)
         if name.lower() == _POSTMASTER:
             self._follow_postmaster(outcome, account, origin)
-        elif (moved := host.find_moved(name)) is not None:
-            self._follow_moved(name, moved, origin)
         elif account is not None and self._is_final(account):
             self.add(self.mailbox(account, origin))
+        elif (moved := host.find_moved(name)) is not None:
+            self._follow_moved(name, moved, origin)
         elif host.only_uid is None and self.follow_alias(name, origin):
             return
         elif account is not None:

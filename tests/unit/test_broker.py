@@ -238,6 +238,10 @@ FRAMES = {
     "no verb to resolve": wire.pack(*resolving(verb=b"VRFY")),
     "no size to resolve": wire.pack(*resolving(size=b"-1")),
     "neither first nor next": wire.pack(*resolving(place=b"")),
+    "a relay": wire.pack(*resolving(domain=b"far.example")),
+    "a relay that an MTA has handed over": wire.pack(
+        *resolving(domain=b"far.example", origin=b"handed-over")
+    ),
     "no number": wire.pack(wire.PROBE),
     "a number of nothing to probe": wire.pack(wire.PROBE, b"1", b""),
     "rows that are not there": wire.pack(wire.ROWS, b"2"),
@@ -371,6 +375,54 @@ def test_a_name_that_is_nobodys_is_refused(
         assert broker.outcome(*origin) == b"550 5.1.1"
     assert os.listdir(sandbox.root / "mail") == []
     assert broker.deliver(files("sealed")) == b"250 2.0.0", "the conversation went on"
+
+
+def noticing() -> list[bytes]:
+    """The question for a recipient of a notice on another host."""
+    return resolving(domain=b"far.example", origin=b"notice", place=b"first")
+
+
+def test_a_stranger_has_a_notice_where_somebody_was_served_and_no_second(
+    sandbox: Sandbox, brokered: Callable[..., Brokered], files: Callable[[str], int]
+) -> None:
+    broker = brokered()
+    assert broker.outcome(*noticing()) == b"550 5.7.1", "nobody was served yet"
+    assert broker.deliver(files("sealed")) == b"250 2.0.0"
+    assert broker.outcome(*noticing()) == b"250 2.1.5"
+    broker.offer(files("sealed"), b"p")
+    assert broker.outcome(wire.QUEUE, b"MAIL", b"", b"", b"ascii", b"0") == b"250 2.0.0"
+    for _ in range(3):
+        assert broker.outcome(*noticing()) == b"550 5.7.1"
+    assert broker.resolve(b"alice") == b"250 2.1.5"
+    assert broker.outcome(*noticing()) == b"550 5.7.1", "a new message, and nobody served"
+    assert len(list((sandbox.root / "spool/mda/queue/new").iterdir())) == 1
+
+
+def test_who_was_not_served_earns_no_notice(
+    brokered: Callable[..., Brokered], sandbox: Sandbox, files: Callable[[str], int]
+) -> None:
+    broker = brokered("[delivery]\nlock_seconds = 1\n")
+    with lock_of(sandbox, "alice"):
+        assert broker.deliver(files("sealed")) == b"451 4.2.0"
+        assert broker.outcome(*noticing()) == b"550 5.7.1"
+
+
+@pytest.mark.parametrize("way", ["queue", "deliver"])
+def test_a_notice_has_no_sender(
+    sandbox: Sandbox,
+    brokered: Callable[..., Brokered],
+    files: Callable[[str], int],
+    way: str,
+) -> None:
+    broker = brokered()
+    assert broker.deliver(files("sealed")) == b"250 2.0.0"
+    assert broker.outcome(*noticing()) == b"250 2.1.5"
+    broker.offer(files("sealed"), b"p")
+    request = [wire.QUEUE, b"MAIL", b"ceo@bank.example", b"", b"ascii", b"0"]
+    frame = wire.pack(*(request if way == "queue" else delivery(sender=b"ceo@bank.example")))
+    wire.send_frame(broker.link, frame)
+    assert broker.is_over()
+    assert not list((sandbox.root / "spool/mda").glob("queue/new/*"))
 
 
 def test_waiting_never_takes_longer_than_the_configuration_says(

@@ -406,7 +406,7 @@ def test_colours_are_for_terminals_that_may_show_them(
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        (["mda", "se"], ["send", "serve"]),
+        (["mda", "se"], ["send", "sendmail", "serve"]),
         (["mda", "send", "do"], ["dora"]),
         (["mda", "send", "bob,al"], ["bob,alice"]),
         (["mda", "send", "ro"], []),

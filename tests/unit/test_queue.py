@@ -761,6 +761,15 @@ def test_check_misses_a_sendmail_that_is_not_there(monkeypatch: pytest.MonkeyPat
     ]
 
 
+def test_check_misses_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(check.check_outbound(Config())) == []
+    monkeypatch.setattr(check, "find_spec", lambda _name: None)
+    (finding,) = check.check_outbound(Config())
+    assert "mail for other hosts waits in vain" in finding.what
+    for values in ({"via": "nothing"}, {"smarthost": "mail.example.org"}):
+        assert list(check.check_outbound(Config().with_values("outbound", **values))) == []
+
+
 def test_our_own_sendmail_is_no_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Path(__file__).parents[2] / "systemd/sendmail.sh"
     own = tmp_path / "sendmail"

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import smtplib
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.addressing import Host
 from support.nexthop import NextHop
-from support.sandbox import Sandbox, start_command
+from support.sandbox import UIDS, Sandbox, start_command
 from support.serving import served
+from support.terminal import Terminal
 
 from mda.cli import check
 from mda.config import Config, ConfigError, load
 from mda.outbound import queue
+from mda.outbound.attempt import Attempts
+from mda.outbound.queue import Addressee, Envelope
+from mda.receiver.peer import _may_relay
 
 HONOUR = '[relay]\nsource_routes = "honour"\n'
 
@@ -82,8 +88,8 @@ def relay(
         (HONOUR, "@b.example:alice@mda.test", "@mda.test:joe@hostw.example",
          "@b.example:alice@mda.test"),
         (HONOUR, "user@d.example", "@mda.test:joe@hostw.example", "user@d.example"),
-        (HONOUR, '@#12,@[192.0.2.1]:"a b"@d.example', "@mda.test:joe@hostw.example",
-         '@#12,@[192.0.2.1]:"a b"@d.example'),
+        (HONOUR, '@#3221225991,@[203.0.113.1]:"a b"@d.example', "@mda.test:joe@hostw.example",
+         '@#3221225991,@[203.0.113.1]:"a b"@d.example'),
     ],
 )  # fmt: skip
 def test_a_route_is_left_out_or_followed_as_the_host_says(
@@ -509,3 +515,187 @@ def test_an_entry_that_is_no_mailbox_is_found_at_the_start(tmp_path: Path, value
 def test_named_programs_may_relay_too(host: Host) -> None:
     config = '[receiver]\nrelay_users = ["daemon"]\n'
     assert host.send("x@far.example", peer="daemon", config=config)[0].startswith(b"250")
+
+
+def test_an_address_of_any_kind_is_in_a_network_or_not() -> None:
+    config = Config().with_values("receiver", relay_networks=("10.0.0.0/8", "2001:db8::/32"))
+    for address, may in (
+        ("10.1.2.3", True),
+        ("192.0.2.1", False),
+        ("2001:db8::7", True),
+        ("::ffff:0:102:304", False),
+        ("no address", False),
+    ):
+        assert _may_relay(address, config) == may, address
+
+
+LOOPED = "Received: by x\r\nDelivered-To: alice@mda.test\r\nSubject: x\r\n\r\nbuy this\r\n"
+
+
+def test_a_stranger_cannot_have_notices_sent_to_whom_he_likes(host: Host) -> None:
+    lines = "MAIL FROM:<victim@far.example>\r\nRCPT TO:<bob>\r\nRCPT TO:<alice>\r\nDATA\r\n"
+    replies = say(host, f"{lines}{LOOPED}.\r\n", config="", peer="daemon")
+    assert replies[-1].startswith(b"554 5.4.6")
+    assert all_waiting(host) == []
+    assert host.has("alice") == 0
+
+
+def test_a_stranger_has_only_his_header_sent_back(host: Host) -> None:
+    host.alias("list: alice, gone\n")
+    host.send("list", sender="victim@far.example", peer="daemon")
+    host.send("list", sender="friend@far.example", peer="bob")
+    texts = {b"victim" in each.read_bytes(): each.read_bytes() for each in all_waiting(host)}
+    assert b"text/rfc822-headers" in texts[True]
+    assert b"From me" not in texts[True]
+    assert b"message/rfc822" in texts[False]
+    assert b"From me" in texts[False]
+
+
+def test_mail_for_postmaster_that_nobody_takes_goes_round_in_no_circle(host: Host) -> None:
+    host.alias("postmaster: admin@far.example\n")
+
+    def answer(line: bytes) -> bytes | None:
+        return b"550 no\r\n" if line.startswith(b"RCPT") else None
+
+    with NextHop(answer=answer) as hop:
+        config = routed(hop)
+        file = host.sandbox.configure(host.config + config)
+        with served(host.sandbox, "--config", file):
+            host.send("postmaster", sender="joe@hostw.example", config=config, peer="daemon")
+            run_queue(host, config)
+    refused = [line for line in hop.lines if line.startswith(b"RCPT")]
+    assert refused == [
+        b"RCPT TO:<admin@far.example>\r\n",
+        b"RCPT TO:<joe@hostw.example>\r\n",
+        b"RCPT TO:<admin@far.example>\r\n",
+    ]
+    assert all_waiting(host) == []
+
+
+def test_a_notice_to_postmaster_elsewhere_is_told_to_ours(host: Host) -> None:
+    def answer(line: bytes) -> bytes | None:
+        return b"550 no\r\n" if line.startswith(b"RCPT") else None
+
+    with NextHop(answer=answer) as hop:
+        config = routed(hop)
+        host.send("postmaster@far.example", sender="", config=config)
+        with served(host.sandbox, "--config", host.sandbox.configure(host.config)):
+            run_queue(host, config)
+    assert b"message to postmaster@far.example lost" in (host.sandbox.mailbox("root") or b"")
+
+
+def test_who_stands_beside_a_mailbox_elsewhere_that_must_wait_waits_too(host: Host) -> None:
+    config = f"[outbound]\nkeep_free = {1 << 50}\n"
+    host.alias("list: carol, user@far.example\n")
+    assert host.send("alice", "user@far.example", config=config)[-1].startswith(b"452 4.3.1")
+    assert host.has("alice") == 0
+    replies = host.send("alice", "list", config=config, protocol="lmtp", peer="postfix")
+    assert [each[:3] for each in replies[-2:]] == [b"250", b"452"]
+    assert (host.has("alice"), host.has("carol")) == (1, 0)
+
+
+def test_a_postmaster_elsewhere_is_never_refused(host: Host) -> None:
+    host.alias("postmaster: admin@far.example\naway: user@far.example\n")
+    config = host.config.replace("[recipients]\n", '[recipients]\nforwarding = "refuse"\n')
+    lines = b"HELO x\r\nMAIL FROM:<>\r\nRCPT TO:<postmaster>\r\nRCPT TO:<away>\r\nQUIT\r\n"
+    assert [each[:3] for each in host.sandbox.converse(lines, config=config)[3:5]] == [
+        b"251",
+        b"551",
+    ]
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "SOML", "SAML"])
+def test_a_refusal_is_for_every_verb(host: Host, verb: str) -> None:
+    host.forward("alice", "alice@far.example\n")
+    config = host.config.replace("[recipients]\n", '[recipients]\nforwarding = "refuse"\n')
+    lines = f"HELO x\r\n{verb} FROM:<bob@x>\r\nRCPT TO:<alice>\r\nQUIT\r\n".encode()
+    assert host.sandbox.converse(lines, config=config)[3].startswith(b"551 5.1.6")
+
+
+def test_who_moves_while_mail_waits_gets_it_where_it_was_to_go(host: Host) -> None:
+    lock = host.sandbox.root / "mail/alice.lock"
+    lock.write_text("1\n")
+    config = "[delivery]\nlock_seconds = 1\n"
+    host.send("alice", "carol", config=config)
+    lock.unlink()
+    moved = '[forward]\nalice = "alice@far.example"\n'
+    with served(host.sandbox, "--config", host.sandbox.configure(host.config + moved)):
+        run_queue(host, moved)
+    assert host.has("alice") == 1
+    assert all_waiting(host) == []
+
+
+def test_a_sender_without_a_domain_gets_ours_elsewhere(host: Host) -> None:
+    with NextHop() as hop:
+        relay(host, hop, "user@far.example", sender="bob")
+    assert hop.messages[0].opening == b"MAIL FROM:<bob@mda.test>"
+
+
+def test_what_we_say_of_a_hop_is_not_its_word(host: Host) -> None:
+    with NextHop() as hop:
+        config = routed(hop)
+        host.send("user@far.example", verb="SEND", config=config)
+        with served(host.sandbox, "--config", host.sandbox.configure(host.config)):
+            run_queue(host, config)
+    notice = (host.sandbox.mailbox("bob") or b"").decode()
+    assert 'mda.test said this:\n   "554 5.3.3 ' in notice
+    assert "Remote-MTA" not in notice
+
+
+def test_a_notice_has_no_line_that_no_hop_need_take(host: Host) -> None:
+    def answer(line: bytes) -> bytes | None:
+        return b"550 no\r\n" if line.startswith(b"RCPT TO:<user@") else None
+
+    with NextHop(answer=answer) as hop:
+        config = routed(hop, options=" lines=any")
+        lines = "MAIL FROM:<joe@hostw.example>\r\nRCPT TO:<user@far.example>\r\nDATA\r\n"
+        text = f"References: {'x' * 1200}\r\n\r\n{'y' * 1200}\r\n.\r\n"
+        say(host, lines + text, config=config)
+        run_queue(host, config.replace(" lines=any", ""))
+        run_queue(host, config)
+    (notice,) = hop.messages
+    assert notice.recipients == [b"RCPT TO:<joe@hostw.example>"]
+    assert max(map(len, notice.text.split(b"\r\n"))) <= 998
+
+
+def test_this_host_has_many_numbers(host: Host) -> None:
+    for literal in ("[0.0.0.0]", "#0", "[IPv6:::]", "[IPv6:::ffff:127.0.0.1]", "[IPv6:::1]"):
+        assert host.send(f"alice@{literal}", peer="daemon")[0].startswith(b"250"), literal
+
+
+def test_who_got_it_on_a_terminal_has_it_once_and_the_sender_hears_of_the_other(
+    host: Host, log_in: Callable[..., Terminal]
+) -> None:
+    terminal = log_in()
+    config = "[delivery]\nquota_size = 3000\n"
+    box = host.sandbox.root / "mail/alice"
+    box.write_bytes(b"x" * 2900)
+    os.chown(box, UIDS["alice"], 8)
+    file = host.sandbox.configure(host.config + config)
+    words = b"HELO x\r\nSOML FROM:<joe@hostw.example>\r\nRCPT TO:<dora>\r\nRCPT TO:<alice>\r\n"
+    text = b"DATA\r\nSubject: x\r\n\r\nat noon?" + b"y" * 200 + b"\r\n.\r\nQUIT\r\n"
+    with (
+        served(host.sandbox, "--config", file, "--listen", "127.0.0.1:0") as server,
+        socket.create_connection(("127.0.0.1", server.port), 20) as client,
+    ):
+        client.sendall(words + text)
+        said = b"".join(iter(lambda: client.recv(65_536), b"")).splitlines()
+    assert said[-2] == b"250 2.0.0 OK for some; the sender gets a notice about the others"
+    assert b"at noon?" in terminal.shown()
+    (waiting,) = all_waiting(host)
+    assert b"message to alice@mda.test lost" in waiting.read_bytes()
+
+
+def test_what_fails_unforeseen_is_not_tried_for_ever(host: Host) -> None:
+    directory = str(host.sandbox.root / "queue")
+    came = time.time() - 121 * 3600
+    for age in (came, time.time()):
+        addressee = Addressee(b"user", b"far.example")
+        name = queue.put(directory, Envelope("MAIL", b"x@y", [addressee], came=age), [b"x\n"])
+        message = queue.find(directory, name)
+        assert message is not None
+        Attempts(Config()).put_off(message, 900)
+        again = queue.find(directory, name)
+        assert again is not None
+        assert again.due > time.time() + 800
+        assert again.envelope.addressees[0].is_to_be_told == (age == came)

@@ -24,11 +24,11 @@ from mda.outbound.route import (
 
 ZONE = {
     ("two.example.", "MX"): ["20 b.example.", "10 a.example."],
-    ("a.example.", "A"): ["192.0.2.1"],
-    ("b.example.", "A"): ["192.0.2.2"],
+    ("a.example.", "A"): ["203.0.113.1"],
+    ("b.example.", "A"): ["203.0.113.2"],
     ("b.example.", "AAAA"): ["2001:db8::2"],
     ("null.example.", "MX"): ["0 ."],
-    ("plain.example.", "A"): ["192.0.2.7"],
+    ("plain.example.", "A"): ["203.0.113.7"],
     ("six.example.", "AAAA"): ["2001:db8::6"],
     ("alias.example.", "CNAME"): ["two.example."],
     ("gone.example.", "MX"): ["10 nowhere.example."],
@@ -36,12 +36,12 @@ ZONE = {
     ("loop.example.", "MX"): ["10 mda.test.", "20 a.example."],
     ("empty.example.", "TXT"): ['"x"'],
     ("hostile.example.", "MX"): ["5 x\\010y.example.", "6 x\\;y.example.", "10 a.example."],
-    ("x\\010y.example.", "A"): ["192.0.2.66"],
-    ("x\\;y.example.", "A"): ["192.0.2.66"],
+    ("x\\010y.example.", "A"): ["203.0.113.66"],
+    ("x\\;y.example.", "A"): ["203.0.113.66"],
     ("odd.example.", "MX"): ["5 x\\;y.example."],
     ("hosts.example.", "MX"): [f"{each} h{each}.example." for each in range(1, 16)],
-    **{(f"h{each}.example.", "A"): [f"192.0.2.{each}"] for each in range(1, 16)},
-    ("many.example.", "A"): [f"192.0.2.{each}" for each in range(1, 31)],
+    **{(f"h{each}.example.", "A"): [f"203.0.113.{each}"] for each in range(1, 16)},
+    ("many.example.", "A"): [f"203.0.113.{each}" for each in range(1, 31)],
     ("slow.example.", "MX"): [f"{each} s{each}.example." for each in range(1, 11)],
     ("half.example.", "MX"): ["10 s1.example.", "20 a.example."],
 }
@@ -68,13 +68,21 @@ def places(found: object) -> object:
     [
         (
             "two.example",
-            [("a.example", "192.0.2.1"), ("b.example", "192.0.2.2"), ("b.example", "2001:db8::2")],
+            [
+                ("a.example", "203.0.113.1"),
+                ("b.example", "203.0.113.2"),
+                ("b.example", "2001:db8::2"),
+            ],
         ),
-        ("plain.example", [("plain.example", "192.0.2.7")]),
+        ("plain.example", [("plain.example", "203.0.113.7")]),
         ("six.example", [("six.example", "2001:db8::6")]),
         (
             "alias.example",
-            [("a.example", "192.0.2.1"), ("b.example", "192.0.2.2"), ("b.example", "2001:db8::2")],
+            [
+                ("a.example", "203.0.113.1"),
+                ("b.example", "203.0.113.2"),
+                ("b.example", "2001:db8::2"),
+            ],
         ),
         ("null.example", "556 5.1.10"),
         ("none.example", "550 5.1.2"),
@@ -84,7 +92,7 @@ def places(found: object) -> object:
         ("servfail.example", "451 4.4.3"),
         ("loop.example", "554 5.4.6"),
         ("lame.example", "451 4.4.3"),
-        ("hostile.example", [("a.example", "192.0.2.1")]),
+        ("hostile.example", [("a.example", "203.0.113.1")]),
         ("odd.example", "550 5.4.4"),
     ],
 )
@@ -105,12 +113,12 @@ def test_all_lookups_together_have_their_time(names: NameServer, domain: str) ->
 
 def test_a_silent_exchanger_leaves_time_for_the_next(names: NameServer) -> None:
     found = find_exchangers("half.example", frozenset(), names.resolver, seconds=2)
-    assert places(found) == [("a.example", "192.0.2.1")]
+    assert places(found) == [("a.example", "203.0.113.1")]
 
 
 def test_ten_hosts_and_twenty_addresses_are_enough(names: NameServer) -> None:
     hosts = find_exchangers("hosts.example", frozenset(), names.resolver)
-    expected = [(f"h{each}.example", f"192.0.2.{each}") for each in range(1, 11)]
+    expected = [(f"h{each}.example", f"203.0.113.{each}") for each in range(1, 11)]
     assert places(hosts) == expected
     addresses = find_exchangers("many.example", frozenset(), names.resolver)
     assert len(places(addresses)) == 20  # type: ignore[arg-type]
@@ -191,9 +199,9 @@ def test_without_a_route_the_smarthost_and_then_the_exchangers() -> None:
 @pytest.mark.parametrize(
     ("host", "address"),
     [
-        ("[192.0.2.9]", "192.0.2.9"),
+        ("[203.0.113.9]", "203.0.113.9"),
         ("[IPv6:2001:db8::9]", "2001:db8::9"),
-        ("#3221225993", "192.0.2.9"),
+        ("#3405803785", "203.0.113.9"),
     ],
 )
 def test_a_literal_needs_no_names(host: str, address: str) -> None:

@@ -91,6 +91,12 @@ def test_quoted_printable_that_is_none_becomes_some() -> None:
     assert contents(convert(head + b"caf=E9 \xe9=\n!\n")) == [b"caf\xe9 \xe9!\n"]
 
 
+NESTED = b"".join(
+    b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(900)
+)
+NESTED += b"\n\xe9\n"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -98,8 +104,14 @@ def test_quoted_printable_that_is_none_becomes_some() -> None:
         b"MIME-Version: 1.0\nContent-Transfer-Encoding: x-own\n\n\xe9\n",
         b"MIME-Version: 1.0\nContent-Type: multipart/mixed\n\n\xe9\n",
         b"MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n\xe9\n--b\n\nx\n--b--\n",
+        b"From: J\xfcrgen <j@x>\n\nx\n",
+        b'Content-Type: text/plain; name="\xfc.txt"\n\n\xe9\n',
+        b"Content-Type: text/plain; charset=undefined\n\n\xe9\n",
+        b"Content-Type: text/plain; charset=idna\n\n\xe9.\xe9\n",
+        b'Content-Type: text/plain; charset="a\0b"\n\n\xe9\n',
+        NESTED,
     ],
-    ids=["base64", "unknown", "no boundary", "preamble"],
+    ids=lambda text: repr(text[:70]),
 )
 def test_what_cannot_be_said_in_seven_bits_is_not(text: bytes) -> None:
     with pytest.raises(Inconvertible):
