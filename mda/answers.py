@@ -13,7 +13,7 @@ from mda import wire
 from mda.config import largest_text
 from mda.delivery.copies import Copies, Message, name_place
 from mda.delivery.deliver import run
-from mda.model import VERBS, Outcome, Target, will_forward
+from mda.model import VERBS, Outcome, Target, Wish, will_forward
 from mda.recipients import expand, fullname
 from mda.terminal.terminals import Terminals
 
@@ -28,9 +28,10 @@ _NO_RELAY = Outcome(550, "5.7.1", "No mail leaves this host from here")
 _NO_NAMES = Outcome(550, "5.7.1", "Names are not for this peer")
 _LEADS_ELSEWHERE = Outcome(550, "5.1.1", "The address leads elsewhere by now")
 _NOTHING_FAILED = Outcome(451, "4.3.0", "Nothing that another try could mend")
+_LONGEST_WORD = 500
 _ROWS = Outcome(250, "2.0.0", "Rows")
 _TAKEN = Outcome(250, "2.0.0", "Text")
-_NOTICES_EACH = 3  # for each copy that was delivered: to the owners of lists in one another
+_NOTICES_EACH = 3  # to each sender: of what was delivered, of lists, and of what was not
 _MOST_TARGETS = 20_000  # of one transaction
 _LARGEST_DECLARED = 1 << 64
 _LATEST_DEADLINE = 1 << 60
@@ -55,10 +56,11 @@ class Answers:
         self._targets: list[Target] = []
         self._asked: list[bytes] = []
         self._numbers: dict[tuple[str, int, str], int] = {}
-        # Whom of the last message's senders we may tell of who was not served, after somebody
-        # was: a session gone astray has no more notices than it has delivered.
+        # Of the last message: its senders, whom notices may go to, and how many it has served
+        # and told. A session gone astray has not many more notices than it has delivered.
         self._senders: set[bytes] = set()
         self._served = 0
+        self._told = 0
         self._rows: list[bytes] = []
 
     def _tells_moved(self) -> bool:
@@ -188,9 +190,9 @@ class Answers:
 
     def _relay(self, local_part: bytes, domain: bytes, route: bytes, *, is_notice: bool) -> Target:
         """The target for a mailbox of another host, for who may relay, and for a notice."""
-        if is_notice and self._senders and self._served:
-            self._senders.pop()
-            self._served -= 1
+        most = _NOTICES_EACH * min(len(self._senders), self._served)
+        if is_notice and self._told < most:
+            self._told += 1
         elif is_notice:
             return Target("failure", None, address=local_part, outcome=_NO_RELAY)
         elif not self._peer.may_relay:
@@ -213,7 +215,7 @@ class Answers:
         self.host.forget()
         if not is_notice:
             self._senders.clear()
-            self._served = 0
+            self._served = self._told = 0
         self._targets.clear()
         self._asked.clear()
         self._numbers.clear()
@@ -330,33 +332,63 @@ class Answers:
 
     def _count(self, sender: bytes, outcome: Outcome) -> None:
         self._senders.add(sender)
-        self._served += _NOTICES_EACH * outcome.is_done
+        self._served += outcome.is_done
 
     def _queue(self, fields: list[bytes]) -> Outcome:
         """One message into the queue, for targets that leave us and for those that failed."""
         match fields:
-            case [verb, sender, head, (b"utf8" | b"ascii") as charset, *numbers] if (
-                verb in VERBS and numbers
-            ):
+            case [
+                verb,
+                sender,
+                head,
+                (b"utf8" | b"ascii") as charset,
+                (b"" | b"FULL" | b"HDRS") as ret,
+                envid,
+                *copies,
+            ] if verb in VERBS and copies and len(copies) % 3 == 0:
                 pass
             case _:
                 raise wire.WireError("malformed request")
         if head and not head.endswith(b"\n"):
             raise wire.WireError("header lines without an end")
         items = []
-        for number in numbers:
+        for number, notify, original in zip(*[iter(copies)] * 3, strict=True):
+            wish = read_wish(notify, original)
             target = self._target(number)
             if target.kind == "relay" and sender and not self._peer.may_relay:
                 raise wire.WireError("a notice that has a sender")
             places = [target] if target.leaves else self.copies.failed(target)
             asked = self._asked[int(number)]
-            items += [(place, asked) for place in places]
+            items += [(place, asked, wish) for place in places]
         if not items:
             return _NOTHING_FAILED
-        outcome = self.copies.queue(VERBS[verb], sender, head, items, is_utf8=charset == b"utf8")
+        outcome = self.copies.queue(
+            VERBS[verb],
+            sender,
+            head,
+            items,
+            is_utf8=charset == b"utf8",
+            ret=ret.decode("ascii"),
+            envid=read_word(envid),
+        )
         if sender:
             self._count(sender, outcome)
         return outcome
+
+
+def read_wish(notify: bytes, original: bytes) -> Wish:
+    """What a copy's sender wants to be told; raises WireError for what no RCPT can have said."""
+    words = read_word(notify).split(",")
+    if not set(words) <= {"", "NEVER", "SUCCESS", "FAILURE", "DELAY"}:
+        raise wire.WireError("no wish for notices")
+    return Wish(",".join(words), read_word(original).encode("ascii"))
+
+
+def read_word(field: bytes) -> str:
+    """A field that is one printable word, or empty; raises WireError."""
+    if len(field) > _LONGEST_WORD or not all(33 <= octet < 127 for octet in field):
+        raise wire.WireError("a word that is none")
+    return field.decode("ascii")
 
 
 def judge_targets(targets: list[Target]) -> Outcome:

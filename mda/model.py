@@ -235,10 +235,11 @@ class Copy:
     """What the session knows of a `Target`: its number, and what its copy is made from.
 
     `is_remote` says that it leaves this host, by the queue. `width` is the columns of the
-    terminal that would show the message now, or 0 where none would.
+    terminal that would show the message now, or 0 where none would. `wish` is what the sender
+    wants to be told of it.
     """
 
-    __slots__ = ("address", "forms", "is_remote", "number", "owner", "width")
+    __slots__ = ("address", "forms", "is_remote", "number", "owner", "width", "wish")
 
     def __init__(
         self, number: int, forms: str, address: bytes, owner: bytes, *, is_remote: bool = False
@@ -249,16 +250,48 @@ class Copy:
         self.owner = owner
         self.is_remote = is_remote
         self.width = 0
+        self.wish = NO_WISH
+
+
+class Wish:
+    """What the sender wants to be told of one recipient (RFC 3461 4.1, 4.2).
+
+    `notify` is what NOTIFY had, such as "NEVER" or "SUCCESS,DELAY", empty where the sender has
+    said nothing; `original` is ORCPT as it came ("rfc822;joe+40far.example"), or empty.
+    """
+
+    __slots__ = ("notify", "original")
+
+    def __init__(self, notify: str = "", original: bytes = b"") -> None:
+        self.notify = notify
+        self.original = original
+
+    def has(self, event: str) -> bool:
+        """Is the sender to be told of "SUCCESS", "FAILURE" or "DELAY"?"""
+        if not self.notify:
+            return event != "SUCCESS"
+        return event in self.notify.split(",")
+
+    def without_success(self) -> Wish:
+        """The same for the members of a list, whose sender is told once."""
+        kept = [each for each in self.notify.split(",") if each != "SUCCESS"]
+        return Wish(",".join(kept) or "NEVER", self.original) if self.notify else self
+
+
+NO_WISH = Wish()
 
 
 class Recipient:
-    """An accepted forward-path and the copies that it stands for."""
+    """An accepted forward-path, the copies that it stands for, and the sender's wish."""
 
-    __slots__ = ("copies", "path")
+    __slots__ = ("copies", "path", "wish")
 
-    def __init__(self, path: Path, copies: list[Copy]) -> None:
+    def __init__(self, path: Path, copies: list[Copy], wish: Wish = NO_WISH) -> None:
         self.path = path
         self.copies = copies
+        self.wish = wish
+        for copy in copies:
+            copy.wish = wish if len(copies) == 1 else wish.without_success()
 
     @property
     def forms(self) -> str:
@@ -270,18 +303,28 @@ class Envelope:
     """One open transaction: its verb, its reverse-path, its recipients so far.
 
     `size` is what the client has declared, in octets, or 0 (RFC 1870); `is_utf8` says
-    that it has asked for SMTPUTF8 (RFC 6531).
+    that it has asked for SMTPUTF8 (RFC 6531); `ret` is "FULL", "HDRS" or empty, and `envid`
+    the envelope's name as it came (RFC 3461 4.3, 4.4).
     """
 
-    __slots__ = ("is_utf8", "recipients", "reverse_path", "size", "verb")
+    __slots__ = ("envid", "is_utf8", "recipients", "ret", "reverse_path", "size", "verb")
 
     def __init__(
-        self, verb: Verb, reverse_path: Path, size: int = 0, *, is_utf8: bool = False
+        self,
+        verb: Verb,
+        reverse_path: Path,
+        size: int = 0,
+        *,
+        is_utf8: bool = False,
+        ret: str = "",
+        envid: bytes = b"",
     ) -> None:
         self.verb: Verb = verb
         self.reverse_path = reverse_path
         self.size = size
         self.is_utf8 = is_utf8
+        self.ret = ret
+        self.envid = envid
         self.recipients: list[Recipient] = []
 
 

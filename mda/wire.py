@@ -143,6 +143,11 @@ def _read_member(row: bytes) -> tuple[str, str, str]:
     return local_part, domain, full_name
 
 
+def _name_copy(copy: Copy) -> tuple[bytes, bytes, bytes]:
+    wish = copy.wish
+    return b"%d" % copy.number, wish.notify.encode("ascii"), wish.original
+
+
 class Broker:
     """The session's end: each method is one request and waits for its answer."""
 
@@ -283,10 +288,13 @@ class Broker:
         sender: bytes = b"",
         head: bytes = b"",
         is_utf8: bool = False,
+        ret: str = "",
+        envid: bytes = b"",
     ) -> Outcome:
         """Queue the message for copies that leave this host, or have failed for now.
 
-        `sender` is as for `deliver`, `head` the header lines that go before the text.
+        `sender` is as for `deliver`, `head` the header lines that go before the text; `ret` and
+        `envid` are the envelope's, and with each copy goes its wish.
         """
         outcome, _, _ = self._ask(
             QUEUE,
@@ -294,7 +302,9 @@ class Broker:
             sender,
             head,
             b"utf8" if is_utf8 else b"ascii",
-            *(b"%d" % copy.number for copy in copies),
+            ret.encode("ascii"),
+            envid,
+            *(field for copy in copies for field in _name_copy(copy)),
         )
         return outcome
 

@@ -16,7 +16,7 @@ import time
 from mda import log, wire
 from mda.config import mailbox_mode_for, official_name, queue_directory
 from mda.delivery import command, maildir, mbox, quota
-from mda.model import Outcome, cannot_keep, classify_os_error
+from mda.model import NO_WISH, Outcome, cannot_keep, classify_os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mda.broker import Identities
     from mda.config import Config
-    from mda.model import Account, Target, Verb
+    from mda.model import Account, Target, Verb, Wish
 
 _NO_TIME = Outcome(451, "4.3.0", "No time is left for one more command of this message")
 _SHORTEST_RUN = 1  # second
@@ -122,9 +122,11 @@ class Copies:
         verb: Verb,
         sender: bytes,
         head: bytes,
-        items: list[tuple[Target, bytes]],
+        items: list[tuple[Target, bytes, Wish]],
         *,
         is_utf8: bool = False,
+        ret: str = "",
+        envid: str = "",
     ) -> Outcome:
         """Let the message wait on disk for targets that leave this host, or failed for now.
 
@@ -134,13 +136,14 @@ class Copies:
         from mda.outbound import queue  # needs json, which mail for this host never does
 
         addressees = []
-        for target, asked in items:
+        for target, asked, wish in items:
             local_part, _, domain = target.place.rpartition("@")
             if target.leaves:
                 mailbox = os.fsencode(local_part), os.fsencode(domain)
                 addressees.append(queue.Addressee(*mailbox, route=target.route))
             else:
                 addressees.append(queue.Addressee(asked, b"", name_place(target)))
+            addressees[-1].wish = wish
         form = b"p" if b"p" in self._texts else b"q"
         fd, size = self._text(form)
         envelope = queue.Envelope(
@@ -149,7 +152,9 @@ class Copies:
             addressees,
             form=form.decode("ascii"),
             is_utf8=is_utf8,
-            is_relayed=any(target.kind == "relay" for target, _ in items),
+            is_relayed=any(target.kind == "relay" for target, _, _ in items),
+            ret=ret,
+            envid=envid,
         )
         pieces = itertools.chain([head], read_at(fd, size))
         try:
@@ -175,7 +180,9 @@ class Copies:
     def _mail_now(self, target: Target, message: Message) -> Outcome:
         account = target.account
         if target.leaves:
-            return self.queue("MAIL", message.sender, head_of(message.prefix), [(target, b"")])
+            return self.queue(
+                "MAIL", message.sender, head_of(message.prefix), [(target, b"", NO_WISH)]
+            )
         if account is None:
             return target.outcome or Outcome(451, "4.3.0", "Nowhere to go")
         if target.kind == "nothing":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mda.config import Config
+    from mda.outbound.notice import Action
 
     # Where mail goes, or why that cannot be told now; and the numbers of those that go there.
     Way = tuple[Hop | Outcome, list[int]]
@@ -97,7 +98,8 @@ class Attempts:
             own = {
                 n for n, outcome in outcomes.items() if any(outcome is each for each in OWN_WORDS)
             }
-            message.note(outcomes, result.host, own)
+            is_passed_on = result.has_dsn or hop is _LOCAL
+            message.note(outcomes, result.host, own, is_passed_on=is_passed_on)
             self._log(message, key, outcomes)
             numbers = left + numbers
 
@@ -159,6 +161,8 @@ class Attempts:
             paths,
             helo=hop.name or self._name,
             parameters=[b"XPLACE=" + each if each else b"" for each in places],
+            dsn=[name_envelope(envelope)]
+            + [name_wish(envelope.addressees[number]) for number in numbers],
             size=measures.size,
             has_8bit=measures.has_8bit,
             is_utf8=envelope.is_utf8 or not b"".join([envelope.sender, *paths]).isascii(),
@@ -205,13 +209,23 @@ class Attempts:
         if failed:
             self._tell(message, failed)
             message.note_told(failed)
+        gone = [n for n, each in enumerate(addressees) if each.is_to_be_confirmed]
+        if gone:
+            self._tell(message, gone, "relayed")
+            message.note_told(gone)
         still = [n for n, each in enumerate(addressees) if each.is_open]
         if not still:
             message.remove()
             return
+        self._conclude_later(message, still, age)
+
+    def _conclude_later(self, message: Waiting, still: list[int], age: float) -> None:
+        """Another try, and maybe a notice that it takes longer."""
+        settings = self._config.outbound
+        late = [n for n in still if message.envelope.addressees[n].wish.has("DELAY")]
         delay = settings.delay_notice_hours * 3600
-        if delay and age > delay and not message.is_delay_told:
-            self._tell(message, still, is_delay=True)
+        if delay and age > delay and late and not message.is_delay_told:
+            self._tell(message, late, "delayed")
             message.note_delay_told()
         seconds = pause(message.tries, settings.retry_minutes, settings.retry_most_minutes)
         message.wait_until(time.time() + seconds)
@@ -227,17 +241,22 @@ class Attempts:
             message.note({n: give_up(each) for n, each in addressees if each.is_open})
         message.wait_until(time.time() + seconds)
 
-    def _tell(self, message: Waiting, numbers: list[int], *, is_delay: bool = False) -> None:
+    def _tell(self, message: Waiting, numbers: list[int], action: Action = "failed") -> None:
         """Queue a notice to the sender; what nobody can be told goes to postmaster, once."""
         envelope = message.envelope
-        to = self._find_reader(envelope, is_delay=is_delay)
+        to = self._find_reader(envelope, is_lost=action == "failed")
         head = b"".join(read_text(message, most=_HEAD))
         is_last = not envelope.sender and notice.is_last_word(head, self._name)
         if to is None or is_last:
             log.write("dropped", log.WARNING, queue=message.name, why="nobody to tell")
             return
         failures = [
-            (self._name_fully(each), each.outcome or _NEVER_TRIED, each.host)
+            notice.Row(
+                self._name_fully(each),
+                each.outcome or _NEVER_TRIED,
+                host=each.host,
+                original=each.wish.original,
+            )
             for each in (envelope.addressees[number] for number in numbers)
         ]
         reader = self._name_fully(to)
@@ -247,20 +266,21 @@ class Attempts:
             failures,
             head,
             time.time(),
-            is_whole=message.size <= _HEAD and not is_delay,
-            is_delay=is_delay,
+            action=action,
+            is_whole=message.size <= _HEAD and envelope.ret != "HDRS",
+            envid=envelope.envid.encode("ascii"),
             is_last=not envelope.sender,
         )
         queue.put(queue_directory(self._config), Envelope("MAIL", b"", [to]), [text])
 
-    def _find_reader(self, envelope: Envelope, *, is_delay: bool) -> Addressee | None:
+    def _find_reader(self, envelope: Envelope, *, is_lost: bool) -> Addressee | None:
         """Who is told: the sender; of a notice nobody but postmaster, and of that nobody."""
         to = read_path(envelope.sender)
         if to is None or not to.text:
             is_last = [(each.local_part, each.domain) for each in envelope.addressees] == [
                 (_POSTMASTER, b"")
             ]
-            return None if is_delay or is_last else Addressee(_POSTMASTER, b"")
+            return None if is_last or not is_lost else Addressee(_POSTMASTER, b"")
         # The last mailbox (RFC 5321 6.1), but along the route where that is honoured.
         is_honoured = self._config.relay.source_routes == "honour"
         domain, route = self._domains.lead_away(to, is_honoured=is_honoured)
@@ -296,6 +316,18 @@ def pause(tries: int, first_minutes: int, most_minutes: int) -> float:
     """Seconds until the next try: doubled each time, a tenth more or less by lot."""
     seconds = 60.0 * min(most_minutes, first_minutes * 2.0 ** min(tries - 1, 30))
     return seconds * random.uniform(0.9, 1.1)  # noqa: S311
+
+
+def name_envelope(envelope: Envelope) -> bytes:
+    """The parameters of MAIL for notices (RFC 3461 4.3, 4.4)."""
+    words = [("RET", envelope.ret), ("ENVID", envelope.envid)]
+    return " ".join(f"{key}={value}" for key, value in words if value).encode("ascii")
+
+
+def name_wish(addressee: Addressee) -> bytes:
+    """The parameters of RCPT for notices (RFC 3461 4.1, 4.2)."""
+    words = [("NOTIFY", addressee.wish.notify), ("ORCPT", addressee.wish.original.decode("ascii"))]
+    return " ".join(f"{key}={value}" for key, value in words if value).encode("ascii")
 
 
 def spell(addressee: Addressee) -> bytes:

@@ -94,12 +94,13 @@ class Request:
     """One transaction: a message for up to MOST_RECIPIENTS at one next hop.
 
     `reverse_path` and the paths are without brackets; with each path come parameters for
-    RCPT, or none. `size` is in octets with CRLF. `helo` is our name.
+    RCPT, or none. `size` is in octets with CRLF. `helo` is our name. `dsn` are the parameters
+    for MAIL, and then those for each path, that a host with DSN understands (RFC 3461).
     """
 
     __slots__ = (
-        "has_8bit", "helo", "is_lmtp", "is_utf8", "parameters", "paths", "reverse_path", "size",
-        "tls", "verb",
+        "dsn", "has_8bit", "helo", "is_lmtp", "is_utf8", "parameters", "paths", "reverse_path",
+        "size", "tls", "verb",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +111,7 @@ class Request:
         *,
         helo: str,
         parameters: list[bytes] | None = None,
+        dsn: list[bytes] | None = None,
         size: int = 0,
         has_8bit: bool = False,
         is_utf8: bool = False,
@@ -120,6 +122,7 @@ class Request:
         self.reverse_path = reverse_path
         self.paths = paths
         self.parameters = parameters or [b""] * len(paths)
+        self.dsn = dsn or [b""] * (1 + len(paths))
         self.size = size
         self.has_8bit = has_8bit
         self.is_utf8 = is_utf8
@@ -133,12 +136,14 @@ class Result:
 
     `failure` is why the channel was lost before the text, so that nobody can have it from
     there and another host may be tried. `leftover` are the numbers of the paths that want a
-    transaction of their own. `host` is who has said so, or empty.
+    transaction of their own. `host` is who has said so, or empty; `has_dsn` that it knows what
+    the sender wants to be told.
     """
 
     def __init__(self, count: int) -> None:
         self.outcomes: list[Outcome | None] = [None] * count
         self.host = ""
+        self.has_dsn = False
         self.leftover: list[int] = []
         self.failure: Outcome | None = None
         self.is_greeted = False
@@ -209,6 +214,7 @@ def converse(request: Request, result: Result) -> Dialogue:
         yield from _expect_greeting()
         extensions = yield from _greet(request)
         result.is_greeted = True
+        result.has_dsn = "DSN" in extensions
         yield from _transact(request, result, extensions)
     except Lost as lost:
         result.leftover.clear()
@@ -285,10 +291,13 @@ def _transact(request: Request, result: Result, extensions: dict[str, str]) -> D
         if refusal or not path or not _can_be_said(command, path):
             result.outcomes[number] = refusal or BAD_PATH
         else:
-            commands.append((number, command))
+            wish = request.dsn[1 + number] if result.has_dsn else b""
+            commands.append((number, b" ".join(filter(None, [command[:-2], wish])) + b"\r\n"))
     if not _can_be_said(opening, request.reverse_path):
         result.settle(BAD_PATH)
         return
+    if result.has_dsn and request.dsn[0]:
+        opening = b"%b %b\r\n" % (opening[:-2], request.dsn[0])
     if commands:
         pipelined = "PIPELINING" in extensions
         is_opened, accepted = yield from _address(opening, commands, result, is_pipelined=pipelined)

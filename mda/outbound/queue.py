@@ -16,7 +16,7 @@ import json
 import os
 import time
 
-from mda.model import Outcome
+from mda.model import NO_WISH, Outcome, Wish
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,10 +41,21 @@ class Addressee:
 
     `domain` is empty for one of this host, whose `place` is then the digest of the target
     that failed. `route` is what is left of the source route (b"@ONE,@TWO"), or empty.
-    `outcome` is the last try's, or None, and `host` whose word it is, or "" for ours.
+    `outcome` is the last try's, or None, and `host` whose word it is, or "" for ours; `wish` is
+    what the sender wants to be told, and `is_passed_on` that the next host knows it.
     """
 
-    __slots__ = ("domain", "host", "is_told", "local_part", "outcome", "place", "route")
+    __slots__ = (
+        "domain",
+        "host",
+        "is_passed_on",
+        "is_told",
+        "local_part",
+        "outcome",
+        "place",
+        "route",
+        "wish",
+    )
 
     def __init__(
         self, local_part: bytes, domain: bytes, place: str = "", *, route: bytes = b""
@@ -54,6 +65,8 @@ class Addressee:
         self.place = place
         self.route = route
         self.host = ""
+        self.wish = NO_WISH
+        self.is_passed_on = False
         self.outcome: Outcome | None = None
         self.is_told = False
 
@@ -66,17 +79,34 @@ class Addressee:
     def is_to_be_told(self) -> bool:
         """Has it failed for good, and nobody been told?"""
         is_lost = self.outcome is not None and not self.outcome.is_done and not self.is_open
-        return is_lost and not self.is_told
+        return is_lost and not self.is_told and self.wish.has("FAILURE")
+
+    @property
+    def is_to_be_confirmed(self) -> bool:
+        """Has it gone to a host that tells no sender of deliveries, and nobody been told?"""
+        is_gone = self.outcome is not None and self.outcome.is_done and not self.is_passed_on
+        return is_gone and not self.is_told and self.wish.has("SUCCESS")
 
 
 class Envelope:
     """The envelope of a message that waits; `form` is the text's: "p" plain, "q" quoted.
 
     `sender` is the reverse-path without brackets, `came` seconds since the epoch;
-    `is_relayed` says that the client has named the other hosts, and no file of ours.
+    `is_relayed` says that the client has named the other hosts, and no file of ours; `ret` and
+    `envid` are for notices (RFC 3461).
     """
 
-    __slots__ = ("addressees", "came", "form", "is_relayed", "is_utf8", "sender", "verb")
+    __slots__ = (
+        "addressees",
+        "came",
+        "envid",
+        "form",
+        "is_relayed",
+        "is_utf8",
+        "ret",
+        "sender",
+        "verb",
+    )
 
     def __init__(
         self,
@@ -87,6 +117,8 @@ class Envelope:
         form: str = "p",
         is_utf8: bool = False,
         is_relayed: bool = False,
+        ret: str = "",
+        envid: str = "",
         came: float = 0.0,
     ) -> None:
         self.verb = verb
@@ -95,6 +127,8 @@ class Envelope:
         self.form = form
         self.is_utf8 = is_utf8
         self.is_relayed = is_relayed
+        self.ret = ret
+        self.envid = envid
         self.came = came or time.time()
 
 
@@ -141,16 +175,24 @@ class Waiting:
             file.seek(self.begin)
             yield from iter(lambda: file.readline(_PIECE), b"")
 
-    def note(self, outcomes: dict[int, Outcome], host: str = "", own: Collection[int] = ()) -> None:
+    def note(
+        self,
+        outcomes: dict[int, Outcome],
+        host: str = "",
+        own: Collection[int] = (),
+        *,
+        is_passed_on: bool = False,
+    ) -> None:
         """Keep what became of some addressees, by number, durably; raises OSError.
 
-        `host` is whose word it is, or empty for ours, as it is for the numbers in `own`.
+        `host` is whose word it is, or empty for ours, as it is for the numbers in `own`;
+        `is_passed_on` says that the wishes for notices went along.
         """
         rows = {
             str(at): [each.code, each.enhanced, each.text, "" if at in own else host]
             for at, each in outcomes.items()
         }
-        self._add({"outcomes": rows})
+        self._add({"outcomes": rows, "passed on": is_passed_on})
 
     def note_try(self) -> None:
         """One more try of what is open has been made; raises OSError."""
@@ -182,11 +224,12 @@ class Waiting:
 
     def _take(self, step: dict[str, object]) -> None:
         match step:
-            case {"outcomes": dict(rows)}:
+            case {"outcomes": dict(rows), "passed on": bool(is_passed_on)}:
                 for number, (code, enhanced, text, host) in rows.items():
                     addressee = self.envelope.addressees[int(number)]
                     addressee.outcome = Outcome(code, enhanced, text)
                     addressee.host = host
+                    addressee.is_passed_on = is_passed_on
             case {"told": list(numbers)}:
                 for number in numbers:
                     self.envelope.addressees[number].is_told = True
@@ -344,17 +387,26 @@ def _pack_envelope(envelope: Envelope) -> bytes:
         "form": envelope.form,
         "utf8": envelope.is_utf8,
         "relayed": envelope.is_relayed,
-        "to": [
-            [*map(os.fsdecode, (each.local_part, each.domain)), each.place, os.fsdecode(each.route)]
-            for each in envelope.addressees
-        ],
+        "ret": envelope.ret,
+        "envid": envelope.envid,
+        "to": [_pack_addressee(each) for each in envelope.addressees],
     }
     return json.dumps(fields).encode() + b"\n"
 
 
-def _read_addressee(local_part: str, domain: str, place: str, route: str) -> Addressee:
+def _pack_addressee(each: Addressee) -> list[str]:
+    mailbox = os.fsdecode(each.local_part), os.fsdecode(each.domain)
+    wish = each.wish.notify, each.wish.original.decode("ascii")
+    return [*mailbox, each.place, os.fsdecode(each.route), *wish]
+
+
+def _read_addressee(
+    local_part: str, domain: str, place: str, route: str, notify: str, original: str
+) -> Addressee:
     mailbox = os.fsencode(local_part), os.fsencode(domain)
-    return Addressee(*mailbox, place, route=os.fsencode(route))
+    addressee = Addressee(*mailbox, place, route=os.fsencode(route))
+    addressee.wish = Wish(notify, original.encode("ascii"))
+    return addressee
 
 
 def _read_envelope(line: bytes) -> Envelope:
@@ -368,6 +420,8 @@ def _read_envelope(line: bytes) -> Envelope:
             "form": str(form),
             "utf8": bool(is_utf8),
             "relayed": bool(is_relayed),
+            "ret": str(ret),
+            "envid": str(envid),
             "to": list(rows),
         }:
             return Envelope(
@@ -377,6 +431,8 @@ def _read_envelope(line: bytes) -> Envelope:
                 form=form,
                 is_utf8=is_utf8,
                 is_relayed=is_relayed,
+                ret=ret,
+                envid=envid,
                 came=came,
             )
     raise ValueError("no envelope")

@@ -23,6 +23,8 @@ _QUOTED = _ESCAPED - frozenset(b'"\\')
 _PRINTABLE = bytes(range(32, 127))
 
 _LONGEST_LABEL = 63
+_LONGEST_ORIGINAL = 500
+_HEX = frozenset(b"0123456789ABCDEF")
 
 
 class PathError(Exception):
@@ -230,6 +232,36 @@ def parse_parameters(text: bytes) -> dict[bytes, bytes] | None:
             return None
         parameters[name] = value
     return parameters
+
+
+def read_notify(value: bytes) -> str | None:
+    """NOTIFY's value in upper case; None for a bad one (RFC 3461 4.1)."""
+    words = value.decode("ascii", "replace").upper().split(",")
+    if words == ["NEVER"]:
+        return "NEVER"
+    is_good = all(word in ("SUCCESS", "FAILURE", "DELAY") for word in words)
+    return ",".join(words) if is_good and len(set(words)) == len(words) else None
+
+
+def is_xtext(value: bytes) -> bool:
+    """Printable, with +XX for what else there may be (RFC 3461 4)."""
+    at = 0
+    while at < len(value):
+        if value[at] == ord("+"):
+            if len(value) < at + 3 or not set(value[at + 1 : at + 3]) <= _HEX:
+                return False
+            at += 2
+        elif not 33 <= value[at] <= 126 or value[at] == ord("="):
+            return False
+        at += 1
+    return bool(value)
+
+
+def is_original(value: bytes) -> bool:
+    """ORCPT's value: the kind of address, and the address as xtext (RFC 3461 4.2)."""
+    kind, mark, address = value.partition(b";")
+    is_kind = bool(kind) and kind.replace(b"-", b"").isalnum()
+    return is_kind and bool(mark) and len(value) <= _LONGEST_ORIGINAL and is_xtext(address)
 
 
 def is_printable(text: bytes) -> bool:

@@ -8,7 +8,7 @@ a verb, the function that obeys it, what argument it takes, and how it is writte
 from __future__ import annotations
 
 from mda import model
-from mda.model import TERMINAL_VERBS
+from mda.model import NO_WISH, TERMINAL_VERBS, Wish
 from mda.receiver import grammar, replies
 from mda.receiver.chunks import Chunk, ChunkStream, read_chunk
 from mda.receiver.dotstream import DotStream
@@ -31,6 +31,7 @@ TEXT = "text"  # between 354 and the end of data
 CHUNKED = "chunked"  # between the first chunk of a text and the last
 
 
+_LONGEST_ENVID = 100  # (RFC 3461 4.4)
 _LONGEST_METHOD = 16  # octets of an over-long line that tell whether HTTP is spoken
 
 
@@ -73,26 +74,38 @@ class Closing(Dropped):
 class Opening:
     """MAIL, SEND, SOML or SAML: asks for an answer.
 
-    `size` is what the client has announced in octets, or 0; `is_utf8` is SMTPUTF8.
+    `size` is what the client has announced in octets, or 0; `is_utf8` is SMTPUTF8; `ret` and
+    `envid` are for notices (RFC 3461).
     """
 
-    __slots__ = ("is_utf8", "path", "size", "verb")
+    __slots__ = ("envid", "is_utf8", "path", "ret", "size", "verb")
 
-    def __init__(self, verb: Verb, path: Path, size: int, is_utf8: bool) -> None:
+    def __init__(
+        self,
+        verb: Verb,
+        path: Path,
+        size: int,
+        is_utf8: bool,
+        ret: str = "",
+        envid: bytes = b"",
+    ) -> None:
         self.verb: Verb = verb
         self.path = path
         self.size = size
         self.is_utf8 = is_utf8
+        self.ret = ret
+        self.envid = envid
 
 
 class Addressing:
     """RCPT: asks for an answer; `place` is the one that our own queue asks for, or empty."""
 
-    __slots__ = ("path", "place")
+    __slots__ = ("path", "place", "wish")
 
-    def __init__(self, path: Path, place: bytes = b"") -> None:
+    def __init__(self, path: Path, place: bytes = b"", wish: Wish = NO_WISH) -> None:
         self.path = path
         self.place = place
+        self.wish = wish
 
 
 class Text:
@@ -143,7 +156,7 @@ class Protocol:
 
     `name` is our official one, `limits` the `[receiver]` table; the others say what this
     peer is served: LMTP in place of SMTP, SEND and its like, EXPN, XWHO, and RCPT's private
-    parameter XPLACE, by which the queue names what has failed here before; STARTTLS, which
+    parameter XPLACE, by which the queue names what has failed here before; DSN; STARTTLS, which
     with `demands_tls` comes before all else.
     """
 
@@ -157,6 +170,7 @@ class Protocol:
         offers_names: bool,
         offers_who: bool,
         offers_places: bool = False,
+        offers_dsn: bool = False,
         offers_tls: bool = False,
         demands_tls: bool = False,
     ) -> None:
@@ -166,6 +180,7 @@ class Protocol:
         self._offers_names = offers_names
         self._offers_who = offers_who
         self._offers_places = offers_places
+        self._offers_dsn = offers_dsn
         self._demands_tls = demands_tls
         self.is_encrypted = False
         hidden = {b"HELO", b"EHLO"} if is_lmtp else {b"LHLO"}
@@ -350,7 +365,7 @@ class Protocol:
             optional = tuple(keyword for keyword in optional if keyword != "STARTTLS")
         private = ("XWHO",) if self._offers_who else ()
         always = ("PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING")
-        return always + optional + private
+        return always + (("DSN",) if self._offers_dsn else ()) + optional + private
 
     def _open(self, verb: bytes, argument: bytes) -> Event:
         if verb not in self._served:
@@ -369,14 +384,22 @@ class Protocol:
         body = parameters.pop(b"BODY", b"7BIT")
         is_utf8 = b"SMTPUTF8" in parameters
         has_value = bool(parameters.pop(b"SMTPUTF8", b""))
+        ret, envid = b"", b""
+        if self._offers_dsn:
+            has_value = has_value or b"" in (parameters.get(b"RET"), parameters.get(b"ENVID"))
+            ret = parameters.pop(b"RET", b"").upper()
+            envid = parameters.pop(b"ENVID", b"")
         if parameters:
             return Say(replies.UNKNOWN_PARAMETER)
         is_good_body = body.upper() in (b"7BIT", b"8BITMIME")
-        if not size.isdigit() or len(size) > 20 or not is_good_body or has_value:
+        is_good_dsn = ret in (b"", b"FULL", b"HDRS") and len(envid) <= _LONGEST_ENVID
+        is_good_dsn = is_good_dsn and (not envid or grammar.is_xtext(envid))
+        is_good = size.isdigit() and len(size) <= 20 and is_good_body and is_good_dsn
+        if not is_good or has_value:
             return Say(replies.BAD_PARAMETERS)
         if not is_utf8 and not path.text.isascii():
             return Say(replies.NEEDS_SMTPUTF8)
-        return Opening(verb, path, int(size), is_utf8)
+        return Opening(verb, path, int(size), is_utf8, ret.decode("ascii"), envid)
 
     def _parse(
         self, symbol: bytes, argument: bytes, bad_path: Reply
@@ -412,13 +435,25 @@ class Protocol:
             return Say(parsed)
         path, parameters = parsed
         place = parameters.pop(b"XPLACE", b"") if self._offers_places else b""
+        wish = self._read_wish(parameters) if self._offers_dsn else NO_WISH
         if not path.text:
             return Say(replies.BAD_FORWARD_PATH)
+        if wish is None:
+            return Say(replies.BAD_PARAMETERS)
         if parameters:
             return Say(replies.UNKNOWN_PARAMETER)
         if not self._is_utf8 and not path.text.isascii():
             return Say(replies.NEEDS_SMTPUTF8)
-        return Addressing(path, place)
+        return Addressing(path, place, wish)
+
+    def _read_wish(self, parameters: dict[bytes, bytes]) -> Wish | None:
+        """What RCPT says about notices, taken out of its parameters; None for what is wrong."""
+        notify = parameters.pop(b"NOTIFY", None)
+        original = parameters.pop(b"ORCPT", None)
+        read = "" if notify is None else grammar.read_notify(notify)
+        if read is None or (original is not None and not grammar.is_original(original)):
+            return None
+        return Wish(read, original or b"")
 
     def _start_text(self, _verb: bytes, _argument: bytes) -> Event:
         if self.stage == CHUNKED:

@@ -153,6 +153,7 @@ RELAYING_DENIED = Reply(550, "5.7.1", "Mailbox is not on this host, and we do no
 BARE_NEWLINE = Reply(554, "5.6.0", "A CR or LF that stands alone; lines end in CRLF")
 TEXT_LINE_TOO_LONG = Reply(554, "5.6.0", "Text line too long")
 SERVED_IN_PART = Reply(250, "2.0.0", "OK for some; the sender gets a notice about the others")
+SERVED_IN_SILENCE = Reply(250, "2.0.0", "OK for some; of the others nothing was to be told")
 WAITS_FOR_A_MEND = Reply(451, "4.3.5", "Mail for this address waits until the host is mended")
 DELIVERED_BEFORE = Reply(554, "5.4.6", "Delivered here before: a mail loop")
 MAIL_LOOP = Reply(554, "5.4.6", "Too many Received lines: a mail loop")

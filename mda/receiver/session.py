@@ -255,6 +255,7 @@ class Session:
             offers_names=peer.may_ask_names,
             offers_who=peer.kind == "unix",
             offers_places=peer.is_queue,
+            offers_dsn=peer.is_queue or not (is_lmtp or peer.is_trusted),
             offers_tls=bool(config.receiver.tls_certificate),
             demands_tls=peer.is_tls_demanded,
         )
@@ -323,10 +324,15 @@ class Session:
         match asked:
             case Opening():
                 return self._transaction.open(
-                    asked.verb, asked.path, asked.size, is_utf8=asked.is_utf8
+                    asked.verb,
+                    asked.path,
+                    asked.size,
+                    is_utf8=asked.is_utf8,
+                    ret=asked.ret,
+                    envid=asked.envid,
                 )
             case Addressing():
-                return self._transaction.address(asked.path, asked.place)
+                return self._transaction.address(asked.path, asked.place, asked.wish)
             case Verifying():
                 self._junk_left -= 1
                 is_list = asked.is_list

@@ -15,12 +15,14 @@ from mda.content.headers import (
     return_path,
 )
 from mda.model import (
+    NO_WISH,
     TERMINAL_VERBS,
     Envelope,
     Outcome,
     Path,
     Peer,
     Recipient,
+    Wish,
     will_forward,
 )
 from mda.receiver import replies
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from mda.config import Config
     from mda.model import Copy, Verb
+    from mda.outbound.notice import Action
     from mda.receiver.replies import Reply
     from mda.wire import Broker
 
@@ -41,7 +44,8 @@ if TYPE_CHECKING:
 
 
 _LONGEST_TEXT = 400  # of a reply that says what happened to many
-_MOST_QUEUED = 2000  # copies that one request of the queue names
+_ROOM = 48 * 1024  # octets of a request that names copies for the queue
+_LONGEST_NUMBERED = 50  # of one copy, without its ORCPT
 
 
 class Transaction:
@@ -69,16 +73,24 @@ class Transaction:
         self._text: TextStore | None = None
         self._identity = ""
         self._is_full = False
+        self._kept: set[int] = set()  # copies that failed for now, and wait in the queue
         self._is_lmtp = is_lmtp
         self._is_notice = is_notice
         self.helo = ""
         self.protocol = "LMTP" if is_lmtp else "SMTP"
 
     def open(
-        self, verb: Verb, reverse_path: Path, size: int = 0, *, is_utf8: bool = False
+        self,
+        verb: Verb,
+        reverse_path: Path,
+        size: int = 0,
+        *,
+        is_utf8: bool = False,
+        ret: str = "",
+        envid: bytes = b"",
     ) -> Reply:
         """MAIL, SEND, SOML or SAML: the sender is known, nobody is a recipient yet."""
-        envelope = Envelope(verb, reverse_path, size, is_utf8=is_utf8)
+        envelope = Envelope(verb, reverse_path, size, is_utf8=is_utf8, ret=ret, envid=envid)
         if size > self._config.receiver.message_size:
             return self._refuse(envelope, replies.TOO_LARGE)
         self._envelope = envelope
@@ -91,7 +103,7 @@ class Transaction:
             raise RuntimeError("no transaction is open")
         return self._envelope
 
-    def address(self, path: Path, place: bytes = b"") -> Reply:
+    def address(self, path: Path, place: bytes = b"", wish: Wish = NO_WISH) -> Reply:
         """RCPT: accept one more recipient, or say why not.
 
         `place` is the one that the queue asks for, or empty.
@@ -116,7 +128,7 @@ class Transaction:
             route=away[1],
             is_notice=self._is_notice,
         )
-        recipient = Recipient(path, copies)
+        recipient = Recipient(path, copies, wish)
         if outcome.is_done and envelope.verb in TERMINAL_VERBS:
             outcome = self._ask_for_terminals(envelope, recipient, outcome, is_relay=bool(away[0]))
         # What a moved mailbox is told begins with the path that it has now.
@@ -226,7 +238,29 @@ class Transaction:
             self._keep_failed(group, served, text)
         for recipient, members in held:
             members = [(copy, served[copy.number]) for copy, _ in members]
-            yield recipient, self._settle(members, text)
+            yield recipient, self._settle(recipient, members, text)
+        self._confirm(served, text)
+
+    def _confirm(self, served: dict[int, Outcome], text: TextStore) -> None:
+        """Tell the sender of deliveries, where that was asked for (RFC 3461 5.2.3, 5.2.7).
+
+        Of a copy that leaves us the last host tells, or the queue. Who stands for several places
+        is expanded, and nobody tells of the single ones.
+        """
+        told: dict[Action, list[tuple[bytes, Outcome, Wish]]] = {}
+        for recipient in self._open_envelope.recipients:
+            outcomes = [(copy, served[copy.number]) for copy in recipient.copies]
+            here = [
+                outcome
+                for copy, outcome in outcomes
+                if outcome.is_done and not copy.is_remote and copy.number not in self._kept
+            ]
+            if recipient.wish.has("SUCCESS") and here:
+                action: Action = "delivered" if len(outcomes) == 1 else "expanded"
+                row = (recipient.path.text, here[0], recipient.wish)
+                told.setdefault(action, []).append(row)
+        for action, rows in told.items():
+            self._notify(self._open_envelope.reverse_path.text, rows, text, action)
 
     def _send_on(self, text: TextStore) -> dict[int, Outcome]:
         """Queue the copies that leave this host; the outcome of each, by its number.
@@ -292,7 +326,9 @@ class Transaction:
                 by_sender.setdefault(self._sender(copy), []).append(copy)
         for failed in by_sender.values():
             outcomes = self._queue(failed, b"")
-            served.update({each: outcome for each, outcome in outcomes.items() if outcome.is_done})
+            kept = {each: outcome for each, outcome in outcomes.items() if outcome.is_done}
+            served.update(kept)
+            self._kept |= set(kept)
 
     def _queue(self, copies: list[Copy], mark: bytes) -> dict[int, Outcome]:
         """Let the message wait for copies with one sender; each one's outcome, by its number.
@@ -301,14 +337,15 @@ class Transaction:
         """
         envelope = self._open_envelope
         outcomes: dict[int, Outcome] = {}
-        for at in range(0, len(copies), _MOST_QUEUED):
-            part = copies[at : at + _MOST_QUEUED]
+        for part in cut(copies):
             outcome = self._broker.queue(
                 envelope.verb,
                 part,
                 sender=self._sender(copies[0]),
                 head=mark + self._stamp(None),
                 is_utf8=envelope.is_utf8,
+                ret=envelope.ret,
+                envid=envelope.envid,
             )
             outcomes.update(dict.fromkeys((copy.number for copy in part), outcome))
         return outcomes
@@ -328,17 +365,18 @@ class Transaction:
                 self._log(self._open_envelope, recipient, copy, outcome)
         return [(copy, served[copy.number]) for copy in recipient.copies]
 
-    def _settle(self, members: Members, text: TextStore) -> Outcome:
+    def _settle(self, recipient: Recipient, members: Members, text: TextStore) -> Outcome:
         """The outcome of a list of which some are refused for good, once that is told.
 
         To the owner of the list that each stands in, else to the sender.
         """
         if not is_partial(members):
             return merge(members)
-        refused: dict[bytes, list[tuple[bytes, Outcome]]] = {}
+        refused: dict[bytes, list[tuple[bytes, Outcome, Wish]]] = {}
         for copy, outcome in members:
-            if not outcome.is_done:
-                refused.setdefault(self._sender(copy), []).append((copy.address, outcome))
+            if not outcome.is_done and copy.wish.has("FAILURE"):
+                row = (copy.address, outcome, recipient.wish)
+                refused.setdefault(self._sender(copy), []).append(row)
         if not all(self._notify(to, failures, text) for to, failures in refused.items()):
             return merge(members)
         count = sum(outcome.is_done for _, outcome in members)
@@ -358,22 +396,34 @@ class Transaction:
             each.is_temporary for _, each in failed
         )
         if is_in_part and self._text and is_final:
-            refused = [(recipient.path.text, outcome) for recipient, outcome in failed]
+            refused = [
+                (recipient.path.text, outcome, recipient.wish)
+                for recipient, outcome in failed
+                if recipient.wish.has("FAILURE")
+            ]
             sender = self._open_envelope.reverse_path.text
+            if not refused:
+                return replies.SERVED_IN_SILENCE
             if self._notify(sender, refused, self._text):
                 return replies.SERVED_IN_PART
         return combine(results, self._open_envelope.verb)
 
-    def _notify(self, to: bytes, failures: list[tuple[bytes, Outcome]], text: TextStore) -> bool:
-        """Is a notice of `failures` durably in the mailbox of `to`, a path without brackets?
+    def _notify(
+        self,
+        to: bytes,
+        rows: list[tuple[bytes, Outcome, Wish]],
+        text: TextStore,
+        action: Action = "failed",
+    ) -> bool:
+        """Is a notice of `rows` durably in the mailbox of `to`, a path without brackets?
 
         Or in the queue, for a mailbox of another host. Never for the null reverse-path (RFC
         821 3.6). What is in the way of a notice leaves the failure to the client.
         """
         path = read_path(to)
-        if path is None or not path.text or not self._may_tell(path, failures):
+        if path is None or not path.text or not self._may_tell(path, rows):
             return False
-        from mda.outbound.notice import compose  # needs email, which MAIL seldom does
+        from mda.outbound.notice import Row, compose  # needs email, which MAIL seldom does
 
         domains = Domains(self._config, takes_any=False)
         notice = Transaction(
@@ -385,16 +435,31 @@ class Transaction:
             if not notice.address(path).is_accepted:
                 return False
             mailbox = self._name_fully(path.text[len(path.route_text) :])
-            named = [(self._name_fully(address), outcome, "") for address, outcome in failures]
+            named = [
+                Row(self._name_fully(address), outcome, original=wish.original)
+                for address, outcome, wish in rows
+            ]
             # Nobody can have us send a text of his own choice to whom he likes.
             is_whole = text.is_head_whole and (self._peer.may_relay or not path.domain)
+            envelope = self._open_envelope
             head = bytes(text.head)
-            notice.write(compose(self._name, mailbox, named, head, time.time(), is_whole=is_whole))
+            notice.write(
+                compose(
+                    self._name,
+                    mailbox,
+                    named,
+                    head,
+                    time.time(),
+                    action=action,
+                    is_whole=is_whole and envelope.ret != "HDRS",
+                    envid=envelope.envid,
+                )
+            )
             return all(outcome.is_done for _, outcome in notice.finish())
         finally:
             notice.drop()
 
-    def _may_tell(self, path: Path, failures: list[tuple[bytes, Outcome]]) -> bool:
+    def _may_tell(self, path: Path, rows: list[tuple[bytes, Outcome, Wish]]) -> bool:
         """May we send a notice there ourselves?
 
         To another host an MTA that calls us does it; and by what makes a text look like one that
@@ -402,8 +467,9 @@ class Transaction:
         """
         if Domains(self._config, takes_any=False).is_ours(path.domain):
             return True
-        is_looped = any(outcome.enhanced == "5.4.6" for _, outcome in failures)
-        return not self._domains.takes_any and (self._peer.may_relay or not is_looped)
+        is_looped = any(outcome.enhanced == "5.4.6" for _, outcome, _ in rows)
+        is_ours_to_tell = self._peer.is_queue or not self._domains.takes_any
+        return is_ours_to_tell and (self._peer.may_relay or not is_looped)
 
     def _name_fully(self, address: bytes) -> bytes:
         """An address as a notice names it, also to somebody elsewhere."""
@@ -506,9 +572,24 @@ class Transaction:
         """Forget the envelope and the text (RFC 821 4.1.1: the buffers are cleared)."""
         self._envelope = None
         self._is_full = False
+        self._kept.clear()
         if self._text is not None:
             self._text.close()
             self._text = None
+
+
+def cut(copies: list[Copy]) -> Iterator[list[Copy]]:
+    """The copies in parts that one request can name."""
+    part: list[Copy] = []
+    room = _ROOM
+    for copy in copies:
+        room -= _LONGEST_NUMBERED + len(copy.wish.original)
+        if room < 0 and part:
+            yield part
+            part, room = [], _ROOM
+        part.append(copy)
+    if part:
+        yield part
 
 
 def is_partial(members: Members) -> bool:

@@ -17,6 +17,7 @@ from mda.receiver.protocol import (
     Opening,
     Protocol,
     Say,
+    StartingTls,
     Text,
     Verifying,
 )
@@ -29,6 +30,7 @@ def make_protocol(
     is_lmtp: bool = False,
     offers_terminals: bool = True,
     offers_names: bool = True,
+    offers_more: bool = False,
     **limits: object,
 ) -> Protocol:
     config = Config().with_values(
@@ -41,6 +43,8 @@ def make_protocol(
         offers_terminals=offers_terminals,
         offers_names=offers_names,
         offers_who=False,
+        offers_dsn=offers_more,
+        offers_tls=offers_more,
     )
 
 
@@ -99,6 +103,10 @@ class Record:
                     if isinstance(event, Dropped):
                         self._text = b""
                     self.is_closed = isinstance(event, Closing)
+                case StartingTls():
+                    self.said += replies.READY_FOR_TLS.render()
+                    self._text = b""
+                    protocol.settle(True)
                 case Opening() | Addressing() | EndOfData() | Verifying() | AskingWho():
                     self._ask(protocol, event, answer)
 

@@ -388,14 +388,44 @@ def test_a_stranger_has_a_notice_where_somebody_was_served_and_no_second(
     broker = brokered()
     assert broker.outcome(*noticing()) == b"550 5.7.1", "nobody was served yet"
     assert broker.deliver(files("sealed")) == b"250 2.0.0"
-    assert broker.outcome(*noticing()) == b"250 2.1.5"
-    broker.offer(files("sealed"), b"p")
-    assert broker.outcome(wire.QUEUE, b"MAIL", b"", b"", b"ascii", b"0") == b"250 2.0.0"
+    for _ in range(3):
+        assert broker.outcome(*noticing()) == b"250 2.1.5"
+        broker.offer(files("sealed"), b"p")
+        assert broker.outcome(*queueing()) == b"250 2.0.0"
     for _ in range(3):
         assert broker.outcome(*noticing()) == b"550 5.7.1"
     assert broker.resolve(b"alice") == b"250 2.1.5"
     assert broker.outcome(*noticing()) == b"550 5.7.1", "a new message, and nobody served"
-    assert len(list((sandbox.root / "spool/mda/queue/new").iterdir())) == 1
+    assert len(list((sandbox.root / "spool/mda/queue/new").iterdir())) == 3
+
+
+def queueing(sender: bytes = b"", *, ret: bytes = b"", wish: bytes = b"") -> list[bytes]:
+    return [wire.QUEUE, b"MAIL", sender, b"", b"ascii", ret, b"", b"0", wish, b""]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        queueing(ret=b"ALL"), queueing(wish=b"ALWAYS"), queueing(wish=b"SUCCESS;DELAY"),
+        [*queueing()[:-1], b"a b"], [*queueing()[:-1], b"a\n"], [*queueing()[:-1], b"\xff"],
+        [*queueing()[:-1], b"x" * 501], queueing()[:-1], [*queueing(), b"0"],
+        [*queueing()[:6], b"a\r\nb", *queueing()[7:]],
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_what_no_recipient_can_have_wished_is_not_queued(
+    sandbox: Sandbox,
+    brokered: Callable[..., Brokered],
+    files: Callable[[str], int],
+    frame: list[bytes],
+) -> None:
+    broker = brokered()
+    assert broker.deliver(files("sealed")) == b"250 2.0.0"
+    assert broker.outcome(*noticing()) == b"250 2.1.5"
+    broker.offer(files("sealed"), b"p")
+    wire.send_frame(broker.link, wire.pack(*frame))
+    assert broker.is_over()
+    assert not list((sandbox.root / "spool/mda").glob("queue/new/*"))
 
 
 def test_who_was_not_served_earns_no_notice(
@@ -418,7 +448,7 @@ def test_a_notice_has_no_sender(
     assert broker.deliver(files("sealed")) == b"250 2.0.0"
     assert broker.outcome(*noticing()) == b"250 2.1.5"
     broker.offer(files("sealed"), b"p")
-    request = [wire.QUEUE, b"MAIL", b"ceo@bank.example", b"", b"ascii", b"0"]
+    request = queueing(b"ceo@bank.example")
     frame = wire.pack(*(request if way == "queue" else delivery(sender=b"ceo@bank.example")))
     wire.send_frame(broker.link, frame)
     assert broker.is_over()

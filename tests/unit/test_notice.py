@@ -10,7 +10,7 @@ import pytest
 from support.sandbox import UIDS, Sandbox
 
 from mda.model import Outcome
-from mda.outbound.notice import compose
+from mda.outbound.notice import Row, compose
 
 FULL = Outcome(552, "5.2.2", "Mailbox full")
 GONE = Outcome(550, "5.1.1", "No such user here")
@@ -21,7 +21,7 @@ def notice(**other: object) -> bytes:
     arguments = {
         "name": "mda.test",
         "to": b"bob@mda.test",
-        "failures": [(b"alice@mda.test", FULL, ""), (b"gone@mda.test", GONE, "far.example")],
+        "rows": [Row(b"alice@mda.test", FULL), Row(b"gone@mda.test", GONE, host="far.example")],
         "head": b"Subject: lunch\nX-Odd: \xff\x1b[2J\n\nsecret\n",
         "when": 86_400.0,
     }
@@ -84,7 +84,7 @@ def test_a_notice_names_each_failure_for_people_and_for_programs() -> None:
 def test_a_notice_is_ascii_whatever_it_is_about() -> None:
     text = notice(
         to="zo\u00eb@mda.test".encode(),
-        failures=[("j\u00f6rg\n x<y>@mda.test".encode(), FULL, "")],
+        rows=[Row("j\u00f6rg\n x<y>@mda.test".encode(), FULL)],
         head=b"\xff" * 100_000,
     )
     assert text.isascii()

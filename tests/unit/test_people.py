@@ -272,7 +272,7 @@ def test_a_message_for_another_host_is_queued_and_never_typed_line_by_line(
     assert here == b"alice: Delivered to mailbox"
     (waiting,) = (sandbox.root / "spool/mda/queue/new").iterdir()
     assert b"\nTo: joe@far.example, alice@mda.test\n" in waiting.read_bytes()
-    assert b'"to": [["joe", "far.example", "", ""]]' in waiting.read_bytes()
+    assert b'"to": [["joe", "far.example", "", "", "", ""]]' in waiting.read_bytes()
     typist = Typist(sandbox, UIDS["bob"], "send", "--send", "joe@far.example")
     typist.wait_for(b"To joe@far.example; end with Control-D.")
     typist.type(b"hello\n")

@@ -297,7 +297,7 @@ def test_a_question_without_a_name_or_with_a_bad_one_is_501(verb: bytes) -> None
 
 
 def test_help_lists_every_verb_that_is_served_on_one_screen() -> None:
-    said = converse([b"HELP\r\n"]).said.decode()
+    said = converse([b"HELP\r\n"], make_protocol(offers_more=True)).said.decode()
     words = said.split()
     assert {verb.decode() for verb in VERBS} - {"LHLO", "XWHO"} <= set(words)
     assert "LHLO" not in words
@@ -310,7 +310,7 @@ def test_help_lists_every_verb_that_is_served_on_one_screen() -> None:
 def test_help_explains_one_verb_in_any_case_and_no_other_word() -> None:
     for verb in VERBS:
         expected = 504 if verb in (b"LHLO", b"XWHO") else 214
-        record = converse([b"help " + verb.lower() + b"\r\n"])
+        record = converse([b"help " + verb.lower() + b"\r\n"], make_protocol(offers_more=True))
         assert record.codes == [expected], verb
         if expected == 214:
             assert record.said.startswith(b"214 2.0.0 " + verb)

@@ -84,7 +84,7 @@ def test_php_has_the_recipients_in_the_header(host: Host) -> None:
         assert message["Bcc"] is None
         assert message["Cc"] == '"x, y" <joe@far.example>'
     (waiting,) = queued(host)
-    assert b'"to": [["joe", "far.example", "", ""]]' in waiting
+    assert b'"to": [["joe", "far.example", "", "", "", ""]]' in waiting
     assert b"\nbcc" not in waiting
 
 

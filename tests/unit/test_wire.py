@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mda import wire
-from mda.model import Copy, Outcome
+from mda.model import Copy, Outcome, Wish
 
 
 @pytest.fixture
@@ -144,11 +144,22 @@ def test_each_request_reaches_the_broker_whole(
     )
 
     def queue(broker: wire.Broker) -> Outcome:
-        return broker.queue("SOML", [copy, copy], sender=b"s", head=b"A: b\n", is_utf8=True)
+        return broker.queue(
+            "SOML",
+            [copy, copy],
+            sender=b"s",
+            head=b"A: b\n",
+            is_utf8=True,
+            ret="FULL",
+            envid=b"id",
+        )
+
+    copy.wish = Wish("NEVER", b"rfc822;x")
+    named = [b"3", b"NEVER", b"rfc822;x"]
 
     assert answered(pair, queue, wire.pack_outcome(done)) == (
         done,
-        [wire.QUEUE, b"SOML", b"s", b"A: b\n", b"utf8", b"3", b"3"],
+        [wire.QUEUE, b"SOML", b"s", b"A: b\n", b"utf8", b"FULL", b"id", *named, *named],
     )
 
 
