@@ -403,6 +403,14 @@ def test_octets_above_127_are_quoted_for_a_hop_that_takes_none(host: Host) -> No
     assert message.text.endswith(b"\r\n\r\ncaf=E9\r\n=2E\r\n")
 
 
+def test_what_is_too_large_to_be_quoted_comes_back(host: Host) -> None:
+    put(host, b"a@far.example", text=b"Subject: x\n\n" + b"\xe9" * 70 * 40_000 + b"\n")
+    with NextHop() as hop, served(host.sandbox, "--config", host.sandbox.configure(host.config)):
+        queue_command(host, "run", config=f'[routes]\n"*" = "{hop.place} lines=any"\n')
+    assert hop.messages == []
+    assert b"\nStatus: 5.6.3\n" in (host.sandbox.mailbox("bob") or b"")
+
+
 def test_what_cannot_be_quoted_for_such_a_hop_comes_back(host: Host) -> None:
     head = b"Subject: x\nMIME-Version: 1.0\nContent-Transfer-Encoding: base64\n\n"
     put(host, b"a@far.example", text=head + b"\xe9\n")

@@ -219,3 +219,14 @@ def test_odd_names_are_asked_of_nobody() -> None:
 def test_a_socket_has_its_path() -> None:
     found = find_addresses(parse_hop("unix:/run/x"), frozenset())
     assert found == [("", (socket.AF_UNIX, "/run/x"))]
+
+
+def test_a_socket_of_this_host_takes_any_line_and_others_where_it_is_said() -> None:
+    assert parse_hop("unix:/run/x").takes_any_line
+    assert parse_hop("smtp+unix:/run/x tls=must").tls == "never"
+    assert not parse_hop("mail.example.org").takes_any_line
+    hop = parse_hop("mail.example.org:26 lines=any  name=us.example tls=must")
+    assert (hop.takes_any_line, hop.name, hop.tls, hop.port) == (True, "us.example", "must", 26)
+    for wrong in ("lines=all", "name=-x", "name=", "tls=", "TLS=may", "lines"):
+        with pytest.raises(ValueError, match="is none of"):
+            parse_hop(f"mail.example.org {wrong}")
