@@ -15,6 +15,7 @@ from mda.delivery.copies import Copies, Message, name_place
 from mda.delivery.deliver import run
 from mda.model import VERBS, Outcome, Target, Wish, will_forward
 from mda.recipients import expand, fullname
+from mda.rights import remote_peer
 from mda.terminal.terminals import Terminals
 
 TYPE_CHECKING = False
@@ -84,9 +85,24 @@ class Answers:
                 return wire.pack_outcome(_TAKEN), -1
             case [wire.DELIVER, *fields]:
                 return wire.pack_outcome(self._deliver(fields)), -1
+            case [wire.PEER, address]:
+                return wire.pack_outcome(self._stand_for(address)), -1
             case [wire.QUEUE, *fields]:
                 return wire.pack_outcome(self._queue(fields)), -1
         raise wire.WireError("unknown request")
+
+    def _stand_for(self, address: bytes) -> Outcome:
+        """The peer is a proxy, or one that may say for whom it stands: that is the peer now."""
+        if not (self._peer.is_proxy or self._peer.may_xclient):
+            raise wire.WireError("a peer that stands for itself")
+        peer = remote_peer(read_word(address), self._config)
+        peer.may_xclient = self._peer.may_xclient
+        peer.is_proxy = False
+        self._peer = peer
+        self._begin(is_notice=False)
+        self.host.tells_moved = self._tells_moved()
+        self.terminals = Terminals(self._config, peer, self.identities, self.host.is_ours)
+        return _TAKEN
 
     def _answer_about_names(self, request: list[bytes]) -> bytes:
         match request:

@@ -79,6 +79,8 @@ class Receiver(Section):
     starttls_required: tuple[str, ...] = ()
     relay_networks: tuple[str, ...] = ()
     relay_users: tuple[str, ...] = ()
+    proxy_peers: tuple[str, ...] = ()
+    xclient_peers: tuple[str, ...] = ()
     idle_seconds: int = 300
     session_seconds: int = 14_400
     errors: int = 50
@@ -263,7 +265,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "relay.source_routes": ("ignore", "honour"),
 }
 # Whose items are networks.
-NETWORKS = ("receiver.vrfy_networks", "receiver.relay_networks", "terminal.networks")
+NETWORKS = (
+    "receiver.vrfy_networks",
+    "receiver.relay_networks",
+    "receiver.proxy_peers",
+    "receiver.xclient_peers",
+    "terminal.networks",
+)
 # Others may do nothing with a mailbox, and nobody may run it.
 MAILBOX_MODES = (0o600, 0o620, 0o640, 0o660)
 

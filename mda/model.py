@@ -338,12 +338,14 @@ class Peer:
     what has failed here before; `may_ask_names` whether VRFY and EXPN
     tell it anything, `may_relay` whether it may send to other hosts through us,
     `is_offered_terminals` whether EHLO lists the three verbs: also to who stands outside of
-    the networks that may; `is_tls_demanded` that it is to begin TLS before all else.
+    the networks that may; `is_tls_demanded` that it is to begin TLS before all else;
+    `is_proxy` that it begins by saying for whom it stands, and `may_xclient` that it may say so.
     """
 
     __slots__ = (
         "address",
         "is_offered_terminals",
+        "is_proxy",
         "is_queue",
         "is_tls_demanded",
         "is_trusted",
@@ -351,6 +353,7 @@ class Peer:
         "may_ask_names",
         "may_relay",
         "may_use_terminals",
+        "may_xclient",
         "uid",
         "user",
     )
@@ -368,6 +371,8 @@ class Peer:
         is_queue: bool = False,
         may_relay: bool = False,
         is_tls_demanded: bool = False,
+        is_proxy: bool = False,
+        may_xclient: bool = False,
     ) -> None:
         self.kind: PeerKind = kind
         self.address = address
@@ -376,6 +381,8 @@ class Peer:
         self.is_trusted = is_trusted
         self.is_queue = is_queue
         self.is_tls_demanded = is_tls_demanded
+        self.is_proxy = is_proxy
+        self.may_xclient = may_xclient
         self.may_use_terminals = may_use_terminals
         self.may_ask_names = may_ask_names
         self.may_relay = may_relay

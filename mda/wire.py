@@ -28,6 +28,7 @@ TEXT = b"text"
 DELIVER = b"deliver"
 QUEUE = b"queue"
 WHO = b"who"
+PEER = b"peer"
 # The only frame that nobody has asked for: the broker ends, and the session should.
 STOP = b"stop"
 
@@ -307,6 +308,10 @@ class Broker:
             *(field for copy in copies for field in _name_copy(copy)),
         )
         return outcome
+
+    def name_peer(self, address: str) -> Outcome:
+        """The client at `address` is whom our peer stands for from now on."""
+        return self._ask(PEER, address.encode("ascii"))[0]
 
     def who(self) -> tuple[Outcome, list[bytes]]:
         """Who is logged in: one row per terminal, the fields separated by spaces."""

@@ -9,6 +9,7 @@ import sys
 
 from mda.config import SPOOL_USER
 from mda.model import Peer
+from mda.rights import may_ask_names, may_use_terminals, remote_peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _identify_local(connection: _socket.socket, config: Config) -> Peer:
     credentials = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED)
     uid = int.from_bytes(credentials[4:8], sys.byteorder)
     if uid == _NO_UID:
-        return Peer("unix", may_ask_names=_may_ask_names("", config))
+        return Peer("unix", may_ask_names=may_ask_names("", config))
     return local_peer(uid, config)
 
 
@@ -81,8 +82,8 @@ def local_peer(uid: int, config: Config) -> Peer:
         uid,
         user if is_person else "",
         is_trusted,
-        _may_use_terminals("local", config) and (is_person or uid == _ROOT),
-        _may_ask_names("", config),
+        may_use_terminals("local", config) and (is_person or uid == _ROOT),
+        may_ask_names("", config),
         is_queue=is_queue,
         may_relay=(is_person or uid == _ROOT or user in config.receiver.relay_users)
         and not is_trusted
@@ -96,20 +97,7 @@ def _identify_remote(connection: _socket.socket, config: Config) -> Peer:
         port = str(connection.getsockname()[1])
     except OSError:
         return Peer("tcp")
-    address = name.split("%")[0]
-    if "." in address:  # an IPv4 address on an IPv6 socket
-        address = address.removeprefix("::ffff:")
-    is_loopback = address.startswith("127.") or address == "::1"
-    place = "loopback" if is_loopback else "all"
-    return Peer(
-        "tcp",
-        address,
-        may_use_terminals=_may_use_terminals(place, config) or _is_in_network(address, config),
-        may_ask_names=_may_ask_names("" if is_loopback else address, config),
-        is_offered_terminals=config.terminal.enabled and "networks" in config.terminal.peers,
-        may_relay=_may_relay(address, config),
-        is_tls_demanded=port in config.receiver.starttls_required,
-    )
+    return remote_peer(name.split("%")[0], config, port)
 
 
 def is_on_smtp_port(fd: int) -> bool:
@@ -124,43 +112,6 @@ def is_on_smtp_port(fd: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _may_use_terminals(where: str, config: Config) -> bool:
-    peers = config.terminal.peers
-    return config.terminal.enabled and (where in peers or "all" in peers)
-
-
-def _is_in_network(address: str, config: Config) -> bool:
-    """Is this one of the networks that may write on terminals?"""
-    section = config.terminal
-    if not section.enabled or "networks" not in section.peers:
-        return False
-    return _is_in(address, section.networks)
-
-
-def _is_in(address: str, networks: tuple[str, ...]) -> bool:
-    import ipaddress  # only on hosts that have named networks
-
-    try:
-        peer = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return any(peer in ipaddress.ip_network(each) for each in networks)
-
-
-def _may_ask_names(address: str, config: Config) -> bool:
-    """May this peer ask who has a mailbox here; `address` is "" for one on this host."""
-    if config.receiver.vrfy == "nobody":
-        return False
-    if not address:
-        return True
-    return config.receiver.vrfy == "networks" and _is_in(address, config.receiver.vrfy_networks)
-
-
-def _may_relay(address: str, config: Config) -> bool:
-    networks = config.receiver.relay_networks
-    return bool(networks) and config.outbound.via != "nothing" and _is_in(address, networks)
 
 
 def _name_of(uid: int) -> str:

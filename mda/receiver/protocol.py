@@ -143,12 +143,24 @@ class StartingTls:
     """STARTTLS: asks for an answer, after which either side speaks TLS."""
 
 
+class NamingClient:
+    """XCLIENT: asks for the session to begin anew, for the client at `address` ("": the peer)."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+
 class AskingWho:
     """XWHO, the private verb behind `mda who`: asks for an answer."""
 
 
-Asking = Opening | Addressing | EndOfData | Verifying | StartingTls | AskingWho
+Asking = Opening | Addressing | EndOfData | Verifying | StartingTls | NamingClient | AskingWho
 Event = NeedOctets | Say | Text | Asking
+
+
+_ASKED_BY_COMMANDS = (Opening, Addressing, Verifying, StartingTls, NamingClient, AskingWho)
 
 
 class Protocol:
@@ -171,6 +183,7 @@ class Protocol:
         offers_who: bool,
         offers_places: bool = False,
         offers_dsn: bool = False,
+        offers_xclient: bool = False,
         offers_tls: bool = False,
         demands_tls: bool = False,
     ) -> None:
@@ -188,6 +201,8 @@ class Protocol:
             hidden |= {verb.encode() for verb in TERMINAL_VERBS}
         if not offers_names:
             hidden.add(b"EXPN")
+        if not offers_xclient:
+            hidden.add(b"XCLIENT")
         if not offers_tls:
             hidden.add(b"STARTTLS")
         self._served = tuple(verb for verb in VERBS if verb not in hidden | {b"XWHO"})
@@ -223,7 +238,7 @@ class Protocol:
             self._long_head = b""
             return self._refuse(verb) if verb in HTTP_METHODS else Say(replies.LINE_TOO_LONG)
         event = self._obey(line)
-        if isinstance(event, (Opening, Addressing, Verifying, StartingTls, AskingWho)):
+        if isinstance(event, _ASKED_BY_COMMANDS):
             self._asking = event
         return event
 
@@ -360,6 +375,8 @@ class Protocol:
     def _keywords(self) -> tuple[str, ...]:
         """The list after EHLO and LHLO: what this peer would be served, and no more."""
         optional = tuple(verb.decode() for verb in self._served if verb in OPTIONAL_VERBS)
+        if b"XCLIENT" in self._served:
+            optional += ("XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT",)
         size = f"SIZE {self._limits.message_size}"
         if self.is_encrypted:
             optional = tuple(keyword for keyword in optional if keyword != "STARTTLS")
@@ -478,6 +495,18 @@ class Protocol:
             return Say(replies.HELLO_FIRST if is_early else replies.NOT_IN_TRANSACTION)
         return StartingTls()
 
+    def _name_client(self, _verb: bytes, argument: bytes) -> Event:
+        if b"XCLIENT" not in self._served:
+            return Say(replies.NOT_OFFERED)
+        if self.stage not in (CONNECTED, GREETED):
+            return Say(replies.NOT_IN_TRANSACTION)
+        from mda.receiver.proxy import read_xclient  # few hosts stand behind one
+
+        address = read_xclient(argument)
+        if address is None:
+            return Say(replies.BAD_XCLIENT)
+        return NamingClient(address)
+
     def _idle(self, _verb: bytes, _argument: bytes) -> Event:
         return Say(replies.OK)
 
@@ -555,6 +584,7 @@ VERBS: dict[bytes, Row] = {
     b"SAML": Row(
         Protocol._open, "own", f"SAML FROM:<reverse-path> {_PARAMETERS}: terminal and mailbox"
     ),
+    b"XCLIENT": Row(Protocol._name_client, "own", "XCLIENT ADDR=address [NAME=...]"),
     b"XWHO": Row(Protocol._who, "nothing", "XWHO lists who is logged in"),
 }
 
@@ -562,10 +592,12 @@ VERBS: dict[bytes, Row] = {
 OPTIONAL_VERBS = (b"STARTTLS", b"EXPN", b"HELP", b"SEND", b"SOML", b"SAML")
 
 # What may be said where TLS has to begin first (RFC 3207 4).
-BEFORE_TLS = (b"EHLO", b"HELO", b"LHLO", b"NOOP", b"QUIT", b"STARTTLS", b"RSET", b"HELP")
+BEFORE_TLS = (
+    b"EHLO", b"HELO", b"LHLO", b"NOOP", b"QUIT", b"STARTTLS", b"RSET", b"HELP", b"XCLIENT",
+)  # fmt: skip
 
 # Verbs that exist elsewhere: 502, not 500 (RFC 5321 4.2.4).
-NOT_SERVED = frozenset((b"TURN", b"AUTH", b"ETRN", b"ATRN", b"XCLIENT", b"XFORWARD", b"PROXY"))
+NOT_SERVED = frozenset((b"TURN", b"AUTH", b"ETRN", b"ATRN", b"XFORWARD", b"PROXY"))
 
 # A web page can make a browser on this host speak to loopback; its words are no commands.
 HTTP_METHODS = frozenset(

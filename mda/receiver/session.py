@@ -21,6 +21,7 @@ from mda.receiver.protocol import (
     Dropped,
     EndOfData,
     Hello,
+    NamingClient,
     NeedOctets,
     Opening,
     Protocol,
@@ -31,6 +32,7 @@ from mda.receiver.protocol import (
 )
 from mda.receiver.transaction import Transaction, subject
 from mda.receiver.verify import verify
+from mda.rights import remote_peer
 from mda.wire import STOP, Broker, WireError, pack, receive_frame
 
 TYPE_CHECKING = False
@@ -46,6 +48,7 @@ _MOST_EXCESS = 10_000  # recipients beyond the limit that are no errors yet
 _MANY_REPLIES = 32 * 1024  # octets that are due before more is obeyed
 _TEXT_AT_LEAST = 4096  # octets of text within the idle time: a slow line has more
 _AT_A_TIME = 512  # octets for a pipe or terminal, on which a larger write could block
+_PROXY_SECONDS = 5.0  # for the header of a proxy
 _LAST_WORDS = 2.0  # seconds for a client that is being sent away
 
 
@@ -109,6 +112,10 @@ class Channel:
         """The client has done something whole: its idle time begins anew."""
         self._until = time.monotonic() + self._idle_seconds
         self._octets_since = 0
+
+    def expect_within(self, seconds: float) -> None:
+        """Something whole has to come in that time."""
+        self._until = time.monotonic() + seconds
 
     def say(self, reply: Reply) -> None:
         """Put a reply behind those that are due already; raises Gone."""
@@ -236,13 +243,22 @@ class Session:
     """One client from greeting to close."""
 
     def __init__(
-        self, channel: Channel, broker: Broker, config: Config, peer: Peer, *, is_lmtp: bool
+        self,
+        channel: Channel,
+        broker: Broker,
+        config: Config,
+        peer: Peer,
+        *,
+        is_lmtp: bool,
+        early: bytes = b"",
     ) -> None:
         self._channel = channel
         self._broker = broker
         self._name = official_name(config)
         self._peer = peer
         self._is_lmtp = is_lmtp
+        # For whom the session begins anew after XCLIENT: an address, or None.
+        self.successor: str | None = None
         self._limits = config.receiver
         self._errors_left = config.receiver.errors
         self._junk_left = config.receiver.junk_commands
@@ -255,10 +271,12 @@ class Session:
             offers_names=peer.may_ask_names,
             offers_who=peer.kind == "unix",
             offers_places=peer.is_queue,
+            offers_xclient=peer.may_xclient,
             offers_dsn=peer.is_queue or not (is_lmtp or peer.is_trusted),
             offers_tls=bool(config.receiver.tls_certificate),
             demands_tls=peer.is_tls_demanded,
         )
+        self._protocol.feed(early)
         self._domains = Domains(config, takes_any=is_lmtp or peer.is_trusted)
         self._transaction = Transaction(broker, config, peer, self._domains, is_lmtp=is_lmtp)
 
@@ -299,6 +317,8 @@ class Session:
             if isinstance(event, Closing):
                 self._channel.flush()
                 return
+            if self.successor is not None:
+                return
             if self._errors_left <= 0 or self._junk_left <= 0:
                 is_error = self._errors_left <= 0
                 self._send_away(replies.TOO_MANY_ERRORS if is_error else replies.TOO_MUCH_JUNK)
@@ -316,6 +336,8 @@ class Session:
                 self._settle(self._reply_to(event))
             case StartingTls():
                 self._start_tls()
+            case NamingClient():
+                self.successor = event.address
         if not isinstance(event, Text):
             # Now, since the time that we took ourselves is not the client's.
             self._channel.expect_progress()
@@ -433,4 +455,44 @@ def converse(
     """Speak with the client on descriptors `fds` (to read, to write) until the end."""
     time.tzset()
     channel = Channel(*fds, broker.fileno(), config.receiver)
-    Session(channel, broker, config, peer, is_lmtp=is_lmtp).converse()
+    early = b""
+    if peer.is_proxy:
+        found = take_proxy_header(channel)
+        if found is None:
+            # Who does not begin with a header has nothing to be told.
+            log.write("refused", peer=peer.address, reply="no PROXY header")
+            return
+        peer, early = stand_for(broker, config, peer, found[0]), found[1]
+    while True:
+        session = Session(channel, broker, config, peer, is_lmtp=is_lmtp, early=early)
+        session.converse()
+        if session.successor is None:
+            return
+        # What stood behind XCLIENT was said by nobody in particular.
+        peer, early = stand_for(broker, config, peer, session.successor), b""
+
+
+def take_proxy_header(channel: Channel) -> tuple[str, bytes] | None:
+    """The address that a proxy names, and what came behind; None where there is no header."""
+    from mda.receiver.proxy import ProxyError, take_header  # few hosts stand behind one
+
+    octets = b""
+    channel.expect_within(_PROXY_SECONDS)
+    try:
+        while (found := take_header(octets)) is None:
+            octets += channel.read(is_text=False)
+    except (Gone, Overdue, Stopped, ProxyError):
+        return None
+    channel.expect_progress()
+    return found
+
+
+def stand_for(broker: Broker, config: Config, peer: Peer, address: str) -> Peer:
+    """The peer that ours stands for, as the broker will see it too; raises WireError."""
+    if not address:
+        return peer
+    broker.name_peer(address)
+    client = remote_peer(address, config)
+    client.may_xclient, client.is_proxy = peer.may_xclient, False
+    client.is_tls_demanded = peer.is_tls_demanded
+    return client

@@ -24,6 +24,8 @@ WORDS = st.sampled_from(
         b"RCPT TO:<alice>\r\n",
         b"RCPT TO:<>\r\n",
         b"STARTTLS\r\n",
+        b"XCLIENT ADDR=192.0.2.1 NAME=[UNAVAILABLE]\r\n",
+        b"XCLIENT ADDR=\xff\r\n",
         b"MAIL FROM:<bob@x> RET=HDRS ENVID=a+2B\r\n",
         b"RCPT TO:<alice> NOTIFY=NEVER ORCPT=rfc822;x\r\n",
         b"RCPT TO:<alice> NOTIFY=,\xff ORCPT=+\r\n",

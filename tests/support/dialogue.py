@@ -13,6 +13,7 @@ from mda.receiver.protocol import (
     Closing,
     Dropped,
     EndOfData,
+    NamingClient,
     NeedOctets,
     Opening,
     Protocol,
@@ -45,6 +46,7 @@ def make_protocol(
         offers_who=False,
         offers_dsn=offers_more,
         offers_tls=offers_more,
+        offers_xclient=offers_more,
     )
 
 
@@ -103,12 +105,17 @@ class Record:
                     if isinstance(event, Dropped):
                         self._text = b""
                     self.is_closed = isinstance(event, Closing)
-                case StartingTls():
-                    self.said += replies.READY_FOR_TLS.render()
-                    self._text = b""
-                    protocol.settle(True)
+                case StartingTls() | NamingClient():
+                    self._begin_anew(protocol, event)
                 case Opening() | Addressing() | EndOfData() | Verifying() | AskingWho():
                     self._ask(protocol, event, answer)
+
+    def _begin_anew(self, protocol: Protocol, event: object) -> None:
+        """TLS begins here; with XCLIENT another session does."""
+        self.is_closed = isinstance(event, NamingClient)
+        self.said += replies.READY_FOR_TLS.render()
+        self._text = b""
+        protocol.settle(not self.is_closed)
 
     def _ask(self, protocol: Protocol, event: object, answer: Callable[[object], Reply]) -> None:
         due = 1

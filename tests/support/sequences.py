@@ -48,7 +48,7 @@ ADDED: dict[str, set[int]] = {
     "AUTH": {502},
     "ETRN": {502},
     "ATRN": {502},
-    "XCLIENT": {502},
+    "XCLIENT": {220, 501, 502, 503},
     "XFORWARD": {502},
     "PROXY": {502},
     "XWHO": {250, 451},

@@ -19,7 +19,7 @@ PACKAGE = Path(SPEC.origin).parent
 
 # From left and top to right and bottom: a file imports from its own rank's files that
 # stand below it, from ranks after it in its own column, and from the vocabulary.
-VOCABULARY = ["config", "log", "wire", "model"]
+VOCABULARY = ["rights", "config", "log", "wire", "model"]
 SESSION_COLUMN = [
     "receiver.session",
     "receiver.tls",
@@ -31,6 +31,7 @@ SESSION_COLUMN = [
     "receiver.protocol",
     "receiver.chunks",
     "receiver.dotstream",
+    "receiver.proxy",
     "receiver.grammar",
     "receiver.replies",
     "outbound.notice",

@@ -242,6 +242,7 @@ FRAMES = {
     "a relay that an MTA has handed over": wire.pack(
         *resolving(domain=b"far.example", origin=b"handed-over")
     ),
+    "another peer": wire.pack(wire.PEER, b"192.0.2.1"),
     "no number": wire.pack(wire.PROBE),
     "a number of nothing to probe": wire.pack(wire.PROBE, b"1", b""),
     "rows that are not there": wire.pack(wire.ROWS, b"2"),

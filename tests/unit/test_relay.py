@@ -23,7 +23,7 @@ from mda.config import Config, ConfigError, load
 from mda.outbound import queue
 from mda.outbound.attempt import Attempts
 from mda.outbound.queue import Addressee, Envelope
-from mda.receiver.peer import _may_relay
+from mda.rights import remote_peer
 
 HONOUR = '[relay]\nsource_routes = "honour"\n'
 
@@ -526,7 +526,7 @@ def test_an_address_of_any_kind_is_in_a_network_or_not() -> None:
         ("::ffff:0:102:304", False),
         ("no address", False),
     ):
-        assert _may_relay(address, config) == may, address
+        assert remote_peer(address, config).may_relay == may, address
 
 
 LOOPED = "Received: by x\r\nDelivered-To: alice@mda.test\r\nSubject: x\r\n\r\nbuy this\r\n"
