@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import pytest
 
 from hosts import speaking
-from hosts.agents import COMMAND_WAYS, LMTP_WAYS, WAYS, Handover
+from hosts.agents import CERTIFICATE, COMMAND_WAYS, LMTP_WAYS, WAYS, Handover
 from hosts.corpus import BODIES, below_added_lines, make_corpus, number_of, read_mbox
 from hosts.host import InstalledHost, free_port, wait_until
 from hosts.speaking import LMTP, SMTP
@@ -426,3 +426,47 @@ def test_a_hop_that_fails_in_every_way(handover: Handover) -> None:
         each: told[each] for each, outcome in SINK.items() if not told[each].startswith(outcome)
     }
     assert wrong == {}
+
+
+# -- agents as clients ------------------------------------------------------------------
+
+# How an agent is made to send far.example's mail to a port of loopback.
+SENDING = {
+    "postfix": "postconf -e 'transport_maps = inline:{{far.example=smtp:[127.0.0.1]:{port}}}'"
+    " 'smtp_tls_security_level = may'; postfix reload; sleep 2",
+    "exim": "printf '%s\\n' far: '  driver = manualroute' '  domains = far.example'"
+    " '  route_list = far.example 127.0.0.1::{port}' '  transport = remote_smtp' '  self = send'"
+    " > /etc/exim4/conf.d/router/150_far; update-exim4.conf; systemctl restart exim4",
+}
+SENT = {
+    "postfix": r"to=<alice@far.example>, .*status=sent \(250 2\.0\.0 Delivered to mailbox\)",
+    # K is CHUNKING.
+    "exim": r"=> alice@far.example .* X=TLS\S+ .*\bK .*C=\"250 2\.0\.0 Delivered to mailbox",
+}
+
+
+@through("postfix lmtp", "exim lmtp")
+def test_an_agent_sends_to_us_in_the_way_that_it_knows(handover: Handover) -> None:
+    """Both in TLS, Exim in chunks, and Postfix with what its sender wants to be told."""
+    host, port = handover.host, free_port()
+    name = '["far.example"]'
+    keys = {"tls_certificate": r'"\/etc\/mda\/tls.pem"', "local_domains": name}
+    host.run(CERTIFICATE)
+    steer(handover, "", keys)
+    host.run(f"mda install --now --listen 127.0.0.1:{port}")
+    host.run(SENDING[host.name].format(port=port))
+    words = ["/usr/sbin/sendmail", "-i", "-f", "carol@far.example"]
+    words += ["-N", "success,failure", "-V", "env1"] if host.name == "postfix" else []
+    try:
+        message = "Subject: x\n\n.\nby an agent\n"
+        host.run([*words, "alice@far.example"], user="carol", input=message)
+        wait_until(lambda: b"by an agent" in host.mailbox("alice"), "it is there", 60)
+        if host.name == "postfix":
+            wait_until(lambda: b"Mail delivered" in host.mailbox("carol"), "she is told", 60)
+            assert b"\nOriginal-Envelope-Id: env1\n" in host.mailbox("carol")
+    finally:
+        steer(handover, "", {"tls_certificate": '""', "local_domains": "[]"})
+    kept = host.mailbox("alice").decode()
+    assert "\n.\nby an agent\n" in kept
+    assert "with ESMTPS id " in kept
+    wait_until(lambda: re.search(SENT[host.name], handover.log()) is not None, "it is logged")

@@ -9,7 +9,7 @@ import pytest
 from hosts.host import InstalledHost, wait_until
 
 NAMES = ("/usr/sbin/sendmail", "/usr/lib/sendmail", "/usr/bin/mailq", "/usr/bin/newaliases")
-PACKAGES = "cron git-email php-cli"
+PACKAGES = "cron git-email libmailtools-perl php-cli"
 PATCH = r"""
 set -e
 rm -rf repo && git init -q repo && cd repo

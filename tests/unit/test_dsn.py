@@ -18,6 +18,7 @@ from support.nexthop import NextHop
 from support.sandbox import Sandbox, start_command
 from support.serving import served
 
+from mda.model import Wish
 from mda.outbound import queue
 from mda.outbound.notice import read_xtext
 from mda.outbound.queue import Addressee, Envelope
@@ -196,7 +197,7 @@ def test_of_what_cannot_be_sent_who_asks_is_told(host: Host, notify: str, is_tol
 def test_of_a_delay_who_asks_is_told(host: Host, notify: str, is_told: bool) -> None:
     directory = str(host.sandbox.root / "spool/mda/queue")
     addressee = Addressee(b"one", b"far.example")
-    addressee.wish.notify = notify
+    addressee.wish = Wish(notify)
     envelope = Envelope("MAIL", b"bob@mda.test", [addressee], came=time.time() - 5 * 3600)
     queue.put(directory, envelope, [b"x\n"])
     host.sandbox.run(["chown", "-R", "mda:mda", "/var/spool/mda/queue"])
