@@ -1,4 +1,8 @@
-"""STARTTLS, DSN, CHUNKING, XCLIENT and PROXY headers, as real clients and a real proxy use them."""
+"""STARTTLS, XCLIENT and PROXY headers, as real clients and a real proxy use them.
+
+Like test_sendmail.py it installs packages, and so comes behind test_install.py, which compares
+the files of a host with those before.
+"""
 
 from __future__ import annotations
 
