@@ -406,11 +406,13 @@ def test_a_hop_that_fails_in_every_way(handover: Handover) -> None:
     """Postfix's smtp-sink: what it refuses, what it defers, where it hangs up, and slowly."""
     host = handover.host
     told = {}
-    for number, options in enumerate(SINK):
-        port = free_port()
+    ports = [free_port() for _ in SINK]
+    # All routes at once, since a run that is under way keeps to those that it has read.
+    routes = [f'"sink{at}.example" = "127.0.0.1:{port}"\n' for at, port in enumerate(ports)]
+    host.run("systemctl stop mda-queue.service")
+    host.run("sed -i '/^.routes.$/r /dev/stdin' /etc/mda/mda.toml", input="".join(routes))
+    for number, (options, port) in enumerate(zip(SINK, ports, strict=True)):
         sink = host.start(f"exec /usr/sbin/smtp-sink {options} 127.0.0.1:{port} 10", user="carol")
-        route = f'"sink{number}.example" = "127.0.0.1:{port}"\n'
-        host.run("sed -i '/^.routes.$/r /dev/stdin' /etc/mda/mda.toml", input=route)
         host.run(f"until ss -tln | grep -q 127.0.0.1:{port}; do sleep 0.05; done")
         lines = speaking.message("MAIL", "bob@example.org", f"x@sink{number}.example", "caf\xe9")
         assert speaking.dialogue(host, SMTP, lines)[-2].startswith("250 2.0.0 Queued as ")
