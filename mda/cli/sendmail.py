@@ -84,10 +84,11 @@ def command(words: tuple[str, ...]) -> None:
 def read_words(words: list[str]) -> Invocation:
     """Take the words of the command line apart; raises GetoptError."""
     asked = Invocation()
-    plain = [word for word in words if not word.startswith(_VALUE_IN_WORD)]
-    options, asked.recipients = getopt.getopt(plain, _OPTIONS)
+    end = words.index("--") if "--" in words else len(words)
+    plain = [word for word in words[:end] if not word.startswith(_VALUE_IN_WORD)]
+    options, asked.recipients = getopt.getopt(plain + words[end:], _OPTIONS)
     last = dict(options)
-    asked.mode = "q" if any(word.startswith("-q") for word in words) else last.get("-b", "m")
+    asked.mode = "q" if any(word.startswith("-q") for word in words[:end]) else last.get("-b", "m")
     asked.full_name = last.get("-F", "")
     asked.takes_recipients = "-t" in last
     asked.ends_at_dot = "-i" not in last and ("-o", "i") not in options

@@ -113,6 +113,11 @@ class Channel:
         self._until = time.monotonic() + self._idle_seconds
         self._octets_since = 0
 
+    @property
+    def is_encrypted(self) -> bool:
+        """TLS is spoken already, also where XCLIENT begins the session anew."""
+        return self._tls is not None
+
     def expect_within(self, seconds: float) -> None:
         """Something whole has to come in that time."""
         self._until = time.monotonic() + seconds
@@ -277,6 +282,7 @@ class Session:
             demands_tls=peer.is_tls_demanded,
         )
         self._protocol.feed(early)
+        self._protocol.is_encrypted = channel.is_encrypted
         self._domains = Domains(config, takes_any=is_lmtp or peer.is_trusted)
         self._transaction = Transaction(broker, config, peer, self._domains, is_lmtp=is_lmtp)
 

@@ -151,9 +151,10 @@ def test_wrong_words_are_a_wrong_usage(host: Host, words: list[str]) -> None:
 
 
 def test_a_recipient_may_begin_with_a_dash(host: Host) -> None:
-    host.alias("-odd: alice\n")
-    assert call(host, "-i", "--", "-odd").returncode == 0
-    assert mail_of(host, "alice")["Subject"] == "x"
+    host.alias("-odd: alice\n-dave: carol\n-q: bob\n")
+    assert call(host, "-i", "-d8", "--", "-odd", "-dave", "-q").returncode == 0
+    for user in ("alice", "carol", "bob"):
+        assert mail_of(host, user)["Subject"] == "x"
 
 
 def test_verifying_sends_nothing(host: Host) -> None:

@@ -255,7 +255,7 @@ def test_what_is_no_tls_ends_the_session(sandbox: Sandbox, config: str) -> None:
                     while connection.recv(65_536):
                         pass
         with dial(daemon) as connection:
-            say(connection, b"NOOP\r\n", b"250 2.0.0")
+            assert say(connection, b"NOOP\r\n", b"250 2.0.0").endswith(b"250 2.0.0 OK\r\n")
 
 
 @pytest.mark.parametrize(
@@ -284,6 +284,21 @@ def test_no_weak_cipher_is_taken(sandbox: Sandbox, config: str, cipher: str) -> 
             words, input=b"QUIT\r\n", capture_output=True, timeout=30, check=False
         )
     assert done.returncode != 0
+
+
+def test_a_session_that_begins_anew_in_tls_stays_in_it(sandbox: Sandbox, config: str) -> None:
+    config += 'xclient_peers = ["127.0.0.0/8"]\n'
+    with serving(sandbox, config) as daemon, dial(daemon) as connection:
+        say(connection, b"EHLO x\r\nSTARTTLS\r\n", b"220 2.0.0")
+        with trusting(sandbox).wrap_socket(connection, server_hostname="localhost") as secret:
+            secret.sendall(b"EHLO x\r\nXCLIENT ADDR=192.0.2.7\r\n")
+            said = b""
+            while b"220 mda.test" not in said:
+                said += secret.recv(65_536)
+            secret.sendall(b"EHLO x\r\nQUIT\r\n")
+            said = b"".join(iter(lambda: secret.recv(65_536), b""))
+    assert b"250-PIPELINING" in said
+    assert b"STARTTLS" not in said
 
 
 def test_by_lmtp_it_is_lmtps(sandbox: Sandbox, config: str) -> None:
