@@ -32,6 +32,7 @@ _NOTHING_FAILED = Outcome(451, "4.3.0", "Nothing that another try could mend")
 _LONGEST_WORD = 500
 _ROWS = Outcome(250, "2.0.0", "Rows")
 _TAKEN = Outcome(250, "2.0.0", "Text")
+_NO_TURN = Outcome(502, "5.5.1", "The peer is no host that may turn the channel")
 _NOTICES_EACH = 3  # to each sender: of what was delivered, of lists, and of what was not
 _MOST_TARGETS = 20_000  # of one transaction
 _LARGEST_DECLARED = 1 << 64
@@ -63,6 +64,8 @@ class Answers:
         self._served = 0
         self._told = 0
         self._rows: list[bytes] = []
+        # The host whose mail the peer is to get when the session is over, or "".
+        self.turned_to = ""
 
     def _tells_moved(self) -> bool:
         """May the peer know where the mail of who has moved goes?"""
@@ -85,8 +88,9 @@ class Answers:
                 return wire.pack_outcome(_TAKEN), -1
             case [wire.DELIVER, *fields]:
                 return wire.pack_outcome(self._deliver(fields)), -1
-            case [wire.PEER, address]:
-                return wire.pack_outcome(self._stand_for(address)), -1
+            case [(wire.PEER | wire.TURN) as kind, word]:
+                outcome = self._stand_for(word) if kind == wire.PEER else self._turn(word)
+                return wire.pack_outcome(outcome), -1
             case [wire.QUEUE, *fields]:
                 return wire.pack_outcome(self._queue(fields)), -1
         raise wire.WireError("unknown request")
@@ -102,6 +106,14 @@ class Answers:
         self._begin(is_notice=False)
         self.host.tells_moved = self._tells_moved()
         self.terminals = Terminals(self._config, peer, self.identities, self.host.is_ours)
+        return _TAKEN
+
+    def _turn(self, name: bytes) -> Outcome:
+        """May the peer, which calls itself so, have what waits for the host of that name?"""
+        host = read_word(name).lower()
+        if host not in self._peer.turn_hosts:
+            return _NO_TURN
+        self.turned_to = host
         return _TAKEN
 
     def _answer_about_names(self, request: list[bytes]) -> bytes:

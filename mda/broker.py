@@ -219,8 +219,9 @@ def become_spool_user() -> None:
         raise SetupError("the queue's process did not lose its identity")
 
 
-def split(config: Config, peer: Peer, load_session: Callable[[], Session]) -> int:
-    """Fork into session and broker; returns, in the broker, the session's exit status.
+def split(config: Config, peer: Peer, load_session: Callable[[], Session]) -> tuple[int, str]:
+    """Fork into session and broker; in the broker, returns the session's exit status, and the
+    host that is to have its mail by TURN, or "".
 
     The session process calls `load_session` while it can still read every file, drops its
     identity, and ends with what was loaded. Raises SetupError before the fork if the host
@@ -234,10 +235,10 @@ def split(config: Config, peer: Peer, load_session: Callable[[], Session]) -> in
         be_session(identities, config, wire.Broker(theirs), load_session)
     theirs.close()
     leave_client()
-    answer_requests(ours, config, peer, identities)
+    host = answer_requests(ours, config, peer, identities)
     ours.close()
     _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
+    return os.waitstatus_to_exitcode(status), host
 
 
 def be_session(
@@ -325,8 +326,11 @@ class Patience:
 
 def answer_requests(
     channel: _socket.socket, config: Config, peer: Peer, identities: Identities
-) -> None:
-    """Serve one session until it is gone, or until we are told to end between requests."""
+) -> str:
+    """Serve one session until it is gone, or until we are told to end between requests.
+
+    Returns the host to which the client has turned the channel, or "".
+    """
     patience = Patience()
     if identities.only_uid is None:
         os.setgroups([])
@@ -339,7 +343,7 @@ def answer_requests(
         while True:
             frame, fd = patience.receive(channel)
             if not frame:
-                return
+                return answers.turned_to
             try:
                 answer, answer_fd = answers.answer(wire.unpack(frame), fd)
             finally:
@@ -350,6 +354,7 @@ def answer_requests(
         _tell(channel)
     except (wire.WireError, OSError) as error:
         log.write("broker", log.WARNING, error=str(error))
+    return ""
 
 
 def _tell(channel: _socket.socket) -> None:

@@ -81,6 +81,7 @@ class Receiver(Section):
     relay_users: tuple[str, ...] = ()
     proxy_peers: tuple[str, ...] = ()
     xclient_peers: tuple[str, ...] = ()
+    turn_peers: tuple[str, ...] = ()
     idle_seconds: int = 300
     session_seconds: int = 14_400
     errors: int = 50
@@ -438,7 +439,17 @@ def _judge_item(name: str, item: object) -> str:
         return f"{_show(item)} is not a port, such as 25"
     if name in ("terminal.never", "receiver.relay_users"):
         return _judge_account(item)
+    if name == "receiver.turn_peers" and not _is_turn_peer(item):
+        return f"{_show(item)} is not a channel and a host, such as 'user:vax vax.example.org'"
     return ""
+
+
+def _is_turn_peer(item: str) -> bool:
+    """`pipe`, `user:NAME` or the path of a serial line, then the name of the host behind it."""
+    channel, _, host = item.partition(" ")
+    is_user = channel.startswith("user:") and not _judge_account(channel.removeprefix("user:"))
+    is_line = channel.startswith("/dev/") and ".." not in channel.split("/")
+    return (channel == "pipe" or is_user or is_line) and _is_host_name(host)
 
 
 def is_network(text: str) -> bool:

@@ -339,7 +339,8 @@ class Peer:
     tell it anything, `may_relay` whether it may send to other hosts through us,
     `is_offered_terminals` whether EHLO lists the three verbs: also to who stands outside of
     the networks that may; `is_tls_demanded` that it is to begin TLS before all else;
-    `is_proxy` that it begins by saying for whom it stands, and `may_xclient` that it may say so.
+    `is_proxy` that it begins by saying for whom it stands, and `may_xclient` that it may say so;
+    `turn_hosts` are the hosts that it may be when it says TURN (RFC 821 3.8), in lower case.
     """
 
     __slots__ = (
@@ -354,6 +355,7 @@ class Peer:
         "may_relay",
         "may_use_terminals",
         "may_xclient",
+        "turn_hosts",
         "uid",
         "user",
     )
@@ -373,6 +375,7 @@ class Peer:
         is_tls_demanded: bool = False,
         is_proxy: bool = False,
         may_xclient: bool = False,
+        turn_hosts: tuple[str, ...] = (),
     ) -> None:
         self.kind: PeerKind = kind
         self.address = address
@@ -383,6 +386,7 @@ class Peer:
         self.is_tls_demanded = is_tls_demanded
         self.is_proxy = is_proxy
         self.may_xclient = may_xclient
+        self.turn_hosts = turn_hosts
         self.may_use_terminals = may_use_terminals
         self.may_ask_names = may_ask_names
         self.may_relay = may_relay

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from mda.model import Peer
 
 TYPE_CHECKING = False
@@ -49,6 +51,25 @@ def may_ask_names(address: str, config: Config) -> bool:
     if not address:
         return True
     return config.receiver.vrfy == "networks" and _is_in(address, config.receiver.vrfy_networks)
+
+
+def find_turn_hosts(channel: str, config: Config) -> tuple[str, ...]:
+    """The hosts that whoever is on a channel ("pipe", "user:NAME") may be when it says TURN."""
+    rows = [item.split(" ") for item in config.receiver.turn_peers]
+    return tuple(host.lower() for each, host in rows if each == channel)
+
+
+def find_turn_hosts_on(device: int, config: Config) -> tuple[str, ...]:
+    """The hosts behind a serial line, which is told by its number (`st_rdev`)."""
+    rows = [item.split(" ") for item in config.receiver.turn_peers]
+    return tuple(host.lower() for each, host in rows if _is_device(each, device))
+
+
+def _is_device(path: str, device: int) -> bool:
+    try:
+        return path.startswith("/") and os.stat(path).st_rdev == device
+    except OSError:
+        return False
 
 
 def _is_in(address: str, networks: tuple[str, ...]) -> bool:

@@ -29,6 +29,7 @@ DELIVER = b"deliver"
 QUEUE = b"queue"
 WHO = b"who"
 PEER = b"peer"
+TURN = b"turn"
 # The only frame that nobody has asked for: the broker ends, and the session should.
 STOP = b"stop"
 
@@ -312,6 +313,10 @@ class Broker:
     def name_peer(self, address: str) -> Outcome:
         """The client at `address` is whom our peer stands for from now on."""
         return self._ask(PEER, address.encode("ascii"))[0]
+
+    def turn(self, host: str) -> Outcome:
+        """May the peer, which calls itself `host`, be the receiver: then the session is over."""
+        return self._ask(TURN, host.encode("ascii"))[0]
 
     def who(self) -> tuple[Outcome, list[bytes]]:
         """Who is logged in: one row per terminal, the fields separated by spaces."""

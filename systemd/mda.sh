@@ -38,6 +38,7 @@ leave_client() {
 }
 
 command=${1-}
+words="${1-} ${2-}"
 set -- @PROGRAM@ "$@"
 
 # May we limit ourselves? Not in a user's shell, nor in a unit's sandbox, where there is
@@ -50,8 +51,8 @@ has_setpcap() {
 }
 
 # All capabilities but two are given away before anything is read.
-case $command in
-receive | deliver | serve)
+case $words in
+"receive "* | "deliver "* | "serve "* | "queue turn")
     limit='setpriv --inh-caps=-all --bounding-set=-all,+setuid,+setgid'
     if has_setpcap && $limit true 2>/dev/null; then
         set -- $limit "$@"

@@ -152,7 +152,9 @@ def deliver_as_root(sender: str, users: list[str], verb: Verb, config: Config) -
     """Split as `receive` does; the session process reads the message from our input."""
     try:
         peer = local_peer(os.getuid(), config)
-        status = broker.split(config, peer, lambda: load_session(config, peer, sender, users, verb))
+        status, _ = broker.split(
+            config, peer, lambda: load_session(config, peer, sender, users, verb)
+        )
     except broker.SetupError as error:
         raise click.ClickException(str(error)) from error
     if status not in _STATUSES:

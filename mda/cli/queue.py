@@ -7,6 +7,7 @@ import time
 import click
 
 from mda import broker, log
+from mda.cli import turn
 from mda.config import CONFIG_FILE, Config, ConfigError, load, queue_directory
 from mda.outbound import queue
 from mda.outbound.attempt import spell
@@ -26,7 +27,9 @@ def command(context: click.Context, config_file: str) -> None:
     """Look at the queue, or change it; for root, who becomes its owner, the user mda."""
     try:
         config = load(config_file)
-        broker.become_spool_user()
+        # Who turns a channel is the receiver then, for which root is needed.
+        if context.invoked_subcommand != turn.command.name:
+            broker.become_spool_user()
     except (ConfigError, broker.SetupError) as error:
         raise click.ClickException(str(error)) from error
     context.obj = config
@@ -168,3 +171,6 @@ def remove(config: Config, names: tuple[str, ...]) -> None:
             waiting.remove()
         except OSError as error:
             raise click.ClickException(f"{name}: {error.strerror}") from error
+
+
+command.add_command(turn.command)

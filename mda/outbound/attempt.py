@@ -15,7 +15,7 @@ from mda.outbound import notice, queue, sender
 from mda.outbound.dialogue import MOST_RECIPIENTS, NO_TLS, OWN_WORDS, Request, Result
 from mda.outbound.program import hand_over
 from mda.outbound.queue import Addressee, Envelope, Waiting
-from mda.outbound.route import Hop, find_addresses, find_hop
+from mda.outbound.route import WAITS_FOR_TURN, Hop, find_addresses, find_hop
 from mda.outbound.text import Measures, unquote
 from mda.receiver.domains import Domains
 from mda.receiver.grammar import read_path, spell_path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from mda.config import Config
     from mda.outbound.notice import Action
+    from mda.outbound.sender import Conversation
 
     # Where mail goes, or why that cannot be told now; and the numbers of those that go there.
     Way = tuple[Hop | Outcome, list[int]]
@@ -43,10 +44,14 @@ _NEVER_TRIED = Outcome(451, "4.4.0", "Not tried yet")
 
 
 class Attempts:
-    """What the tries of one run share: the configuration, and which hops are down."""
+    """What the tries of one run share: the configuration, and which hops are down.
 
-    def __init__(self, config: Config) -> None:
+    With a `conversation` all goes on its channel.
+    """
+
+    def __init__(self, config: Config, conversation: Conversation | None = None) -> None:
         self._config = config
+        self._conversation = conversation
         self._name = official_name(config)
         self._own_domains = own_domains(config)
         self._domains = Domains(config, takes_any=False)
@@ -63,14 +68,30 @@ class Attempts:
                 ways.setdefault(key, (hop, []))[1].append(number)
         return ways
 
+    def find_way_to(self, message: Waiting, host: str) -> dict[str, Way]:
+        """The way of those addressees that are for `host`, by their domain or by its hop."""
+        hop = self._find_hop(Addressee(b"", host.encode("ascii")))
+        name = hop.name if isinstance(hop, Hop) else ""
+        numbers = [
+            number
+            for number, each in enumerate(message.envelope.addressees)
+            if each.is_open and each.domain and self._is_for(each, host)
+        ]
+        way = Hop("turn", host, tls="never", name=name, takes_any_line=True)
+        return {way.key: (way, numbers)} if numbers else {}
+
+    def _is_for(self, addressee: Addressee, host: str) -> bool:
+        hop = self._find_hop(addressee)
+        is_hop = isinstance(hop, Hop) and hop.host.lower() == host
+        return is_hop or next_domain(addressee).lower() == host
+
     def _find_hop(self, addressee: Addressee) -> Hop | Outcome:
         outbound = self._config.outbound
         if not addressee.domain:
             return _LOCAL
         if outbound.via == "sendmail":
             return _PROGRAM
-        first = addressee.route.split(b",")[0].removeprefix(b"@") or addressee.domain
-        domain = first.decode("utf-8", "replace")
+        domain = next_domain(addressee)
         try:
             return find_hop(domain, vars(self._config.routes), outbound.smarthost)
         except ValueError as error:
@@ -107,6 +128,11 @@ class Attempts:
         self, message: Waiting, key: str, hop: Hop | Outcome, numbers: list[int]
     ) -> Result:
         """A hop that has not answered is left alone for a while."""
+        if self._conversation is not None and isinstance(hop, Hop):
+            result = self._send_on(self._conversation, message, hop, numbers)
+            if result.failure is not None:
+                result.settle(result.failure)
+            return result
         with self._lock:
             is_down = self._down.get(key, 0.0) > time.monotonic()
         if is_down:
@@ -121,12 +147,22 @@ class Attempts:
                     self._down[key] = time.monotonic() + _DOWN_SECONDS
         return result
 
+    def _send_on(
+        self, conversation: Conversation, message: Waiting, hop: Hop, numbers: list[int]
+    ) -> Result:
+        paths = [spell(message.envelope.addressees[number]) for number in numbers]
+        read = partial(read_text, message)
+        request = self._request(message, hop, numbers, paths, Measures(read()))
+        return conversation.send(request, read)
+
     def _send(self, message: Waiting, hop: Hop, numbers: list[int]) -> Result:
         addressees = [message.envelope.addressees[number] for number in numbers]
         if hop is _PROGRAM:
             # Which way it goes is the program's to say.
             mailboxes = [spell_mailbox(each) for each in addressees]
             return settled(len(mailboxes), hand_over(message, mailboxes))
+        if hop.protocol == "turn":
+            return settled(len(addressees), WAITS_FOR_TURN)
         paths = [spell(each) for each in addressees]
         read = partial(read_text, message)
         measures = Measures(read())
@@ -216,8 +252,8 @@ class Attempts:
         still = [n for n, each in enumerate(addressees) if each.is_open]
         if not still:
             message.remove()
-            return
-        self._conclude_later(message, still, age)
+        elif self._conversation is None:
+            self._conclude_later(message, still, age)
 
     def _conclude_later(self, message: Waiting, still: list[int], age: float) -> None:
         """Another try, and maybe a notice that it takes longer."""
@@ -290,6 +326,12 @@ class Attempts:
         """An addressee as a notice names it, also to somebody elsewhere."""
         domain = addressee.domain or self._name.encode("ascii")
         return spell(Addressee(addressee.local_part, domain))
+
+
+def next_domain(addressee: Addressee) -> str:
+    """The domain that mail for an addressee goes to next, along its source route."""
+    first = addressee.route.split(b",")[0].removeprefix(b"@") or addressee.domain
+    return first.decode("utf-8", "replace")
 
 
 def settled(count: int, outcome: Outcome) -> Result:

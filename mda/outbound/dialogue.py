@@ -2,7 +2,8 @@
 
 `converse` is a generator that reads from top to bottom as the transaction goes. It yields
 what is to be done next; whoever drives it says, hears, and sends the reply back in, or
-throws `Lost` when the channel is gone or the next host takes too long.
+throws `Lost` when the channel is gone or the next host takes too long. Its parts are there
+for a channel that carries several transactions, and for TURN.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from mda.receiver.grammar import read_path
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from typing import Literal
+    from typing import Literal, TypeAlias
 
     from mda.model import Verb
 
     Tls = Literal["never", "may", "must"]
-    Dialogue = Generator["Say | SayText | Hear | StartTls", "Reply | None", None]
+    Step: TypeAlias = "Say | SayText | Hear | StartTls"
+    Dialogue = Generator[Step, "Reply | None", None]
 
 _DATA = b"DATA\r\n"
 MOST_RECIPIENTS = 100  # of one transaction (RFC 821 4.5.3)
@@ -166,6 +168,11 @@ class ReplyReader:
         self._buffer = b""
         self._lines.clear()
 
+    @property
+    def has_more(self) -> bool:
+        """There is something that no reply has been made of."""
+        return bool(self._buffer or self._lines)
+
     def feed(self, octets: bytes) -> None:
         """Take what the next host has said."""
         self._buffer += octets
@@ -211,10 +218,30 @@ def outcome_of(reply: Reply) -> Outcome:
 def converse(request: Request, result: Result) -> Dialogue:
     """The whole dialogue from greeting to QUIT's reply; fills in the result."""
     try:
-        yield from _expect_greeting()
-        extensions = yield from _greet(request)
-        result.is_greeted = True
-        result.has_dsn = "DSN" in extensions
+        extensions = yield from introduce(request)
+    except Lost as lost:
+        result.failure = lost.outcome
+        return
+    if (yield from transact(request, result, extensions)):
+        yield from part()
+
+
+def introduce(request: Request) -> Generator[Step, Reply | None, dict[str, str]]:
+    """The greeting, and hello in our name: the extensions; raises Lost."""
+    yield from _expect_greeting()
+    return (yield from _greet(request))
+
+
+def transact(
+    request: Request, result: Result, extensions: dict[str, str], *, is_first: bool = True
+) -> Generator[Step, Reply | None, bool]:
+    """One transaction behind hello; is the channel still good? Fills in the result."""
+    result.is_greeted = True
+    result.has_dsn = "DSN" in extensions
+    try:
+        if not is_first:
+            yield Say(b"RSET\r\n")
+            yield from _hear("command")
         yield from _transact(request, result, extensions)
     except Lost as lost:
         result.leftover.clear()
@@ -222,12 +249,23 @@ def converse(request: Request, result: Result) -> Dialogue:
             result.settle(lost.outcome)
         else:
             result.failure = lost.outcome
-        return
+        return False
+    return True
+
+
+def part() -> Dialogue:
+    """QUIT; everything is settled already."""
     try:
         yield Say(b"QUIT\r\n")
         yield Hear("quit")
     except Lost:
-        return  # everything is settled
+        return
+
+
+def turn() -> Generator[Step, Reply | None, Outcome]:
+    """Ask for the receiver's role (RFC 821 3.8); raises Lost."""
+    yield Say(b"TURN\r\n")
+    return outcome_of((yield from _hear("command")))
 
 
 def _hear(kind: str) -> Generator[Hear, Reply | None, Reply]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import time
@@ -133,15 +134,22 @@ class Envelope:
 
 
 class Waiting:
-    """A message in the queue, as its two files say; raises OSError or Unreadable."""
+    """A message in the queue, as its two files say; raises OSError or Unreadable.
 
-    def __init__(self, directory: str, folder: str, name: str) -> None:
+    Who is to send it claims it first, so that a run of the queue and a host that takes its
+    mail by TURN never send it both: BlockingIOError where somebody has. `release` ends that.
+    """
+
+    def __init__(self, directory: str, folder: str, name: str, *, is_claimed: bool = False) -> None:
         self.directory = directory
         self.folder = folder
         self.name = name
         self.tries = 0
         self.is_delay_told = False
+        self._claim_fd = -1
         with open(self.path, "rb", opener=_open_plain) as file:
+            if is_claimed:
+                self._claim_fd = _claim(file.fileno(), self.path)
             line = file.readline(_LARGEST_ENVELOPE)
             status = os.fstat(file.fileno())
         self.begin = len(line)
@@ -152,7 +160,14 @@ class Waiting:
             for step in _read_steps(self._log_path):
                 self._take(step)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
+            self.release()
             raise Unreadable(f"{name}: {error}") from error
+
+    def release(self) -> None:
+        """Somebody else may send it."""
+        if self._claim_fd != -1:
+            os.close(self._claim_fd)
+            self._claim_fd = -1
 
     @property
     def path(self) -> str:
@@ -342,6 +357,14 @@ def find(directory: str, name: str) -> Waiting | None:
         except FileNotFoundError:
             continue
     return None
+
+
+def _claim(fd: int, path: str) -> int:
+    """A descriptor that keeps the open message ours, as long as it is at its path still."""
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if os.fstat(fd).st_ino != os.lstat(path).st_ino:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return os.dup(fd)
 
 
 def _open_plain(path: str, flags: int) -> int:

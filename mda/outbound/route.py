@@ -36,12 +36,14 @@ NO_SUCH_DOMAIN = Outcome(550, "5.1.2", "The domain does not exist")
 NO_MAIL = Outcome(556, "5.1.10", "The domain takes no mail")
 NO_ANSWER = Outcome(451, "4.4.3", "The name servers do not answer")
 NO_EXCHANGER = Outcome(550, "5.4.4", "No exchanger of the domain has an address")
+WAITS_FOR_TURN = Outcome(451, "4.4.1", "The next host has not come yet to take its mail (TURN)")
 LOOP = Outcome(554, "5.4.6", "The exchanger of the domain is this host, which knows no such domain")
 
 
 class Hop:
     """The next host: `protocol` "smtp" or "lmtp", and a `path` or a `host` and `port`.
 
+    With "turn" the `host` comes to us and takes its mail (RFC 821 3.8).
     With `is_domain` the host is a domain, whose exchangers are to be looked up. `name` is our
     name there, if it is another, and `takes_any_line` says that it takes lines of any length.
     """
@@ -74,6 +76,8 @@ class Hop:
     @property
     def key(self) -> str:
         """The same for recipients whose mail can go in one transaction."""
+        if self.protocol == "turn":
+            return f"turn:{self.host}"
         kind = "domain" if self.is_domain else self.protocol
         lines = " lines=any" if self.takes_any_line and not self.path else ""
         name = f" name={self.name}" if self.name else ""
@@ -84,15 +88,15 @@ def parse_hop(text: str) -> Hop:
     """A next hop as the configuration has it; raises ValueError.
 
     `host`, `host:port`, `[address]:port`, with `smtp:` or `lmtp:` before it; `unix:/path`
-    (LMTP) and `smtp+unix:/path`; behind it ` tls=never`, ` tls=may` or ` tls=must`,
+    (LMTP) and `smtp+unix:/path`; `turn:host`; behind it ` tls=never`, ` tls=may` or ` tls=must`,
     ` lines=any`, ` name=our.name.there`.
     """
     place, *words = text.split(" ")
-    hop = _parse_place(place)
+    hop = _parse_turn(place) if place.startswith("turn:") else _parse_place(place)
     for word in filter(None, words):
         key, _, value = word.partition("=")
         if key == "tls" and value in _TLS:
-            hop.tls = "never" if hop.path else _TLS[value]
+            hop.tls = "never" if hop.path or hop.protocol == "turn" else _TLS[value]
         elif key == "name" and is_name(value):
             hop.name = value
         elif word == "lines=any":
@@ -118,6 +122,13 @@ def _parse_place(place: str) -> Hop:
     if pack_literal(found[2]) is None and not is_name(found[2]):
         raise ValueError(f"{found[2]!r} is neither the name of a host nor an [address]")
     return Hop(protocol, found[2], port)
+
+
+def _parse_turn(place: str) -> Hop:
+    host = place.removeprefix("turn:").lower()
+    if not is_name(host):
+        raise ValueError(f"{host!r} is not the name of a host")
+    return Hop("turn", host, tls="never")
 
 
 def is_name(host: str) -> bool:

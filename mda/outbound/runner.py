@@ -100,7 +100,9 @@ class Run:
         full = next((key for key in ways if self._busy[key] >= most), None)
         if full is None:
             self._begin(message, ways)
-        elif len(self._in_line) < _LONGEST_LINES:
+            return
+        message.release()
+        if len(self._in_line) < _LONGEST_LINES:
             self._lines.setdefault(full, collections.deque()).append((folder, name))
             self._in_line.add(name)
         else:
@@ -108,9 +110,9 @@ class Run:
 
     def _read(self, folder: str, name: str) -> Waiting | None:
         try:
-            return Waiting(self._directory, folder, name)
-        except FileNotFoundError:
-            return None  # held or removed in the meantime
+            return Waiting(self._directory, folder, name, is_claimed=True)
+        except (FileNotFoundError, BlockingIOError):
+            return None  # held or removed in the meantime, or another's to send
         except Unreadable as error:
             log.write("queue", log.ERROR, queue=name, error=f"held, since unreadable: {error}")
             held = os.path.join(self._directory, "held", name)
@@ -155,3 +157,5 @@ class Run:
             # this can be kept the whole run ends, with OSError.
             self._done_with.add(message.name)
             self._attempts.put_off(message, _PUT_OFF_SECONDS)
+        finally:
+            message.release()

@@ -1,4 +1,4 @@
-"""The one loop between a next hop's socket and the sender's dialogue."""
+"""The one loop between a next hop's channel and the sender's dialogue."""
 
 from __future__ import annotations
 
@@ -23,21 +23,28 @@ from mda.outbound.text import stuff
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from typing import TypeVar
+
+    from mda.line import Line
 
     Address = tuple[int, object]  # family, and what connect takes
+    Step = Say | SayText | Hear | StartTls
+    Text = Callable[[], Iterable[bytes]]
+    T = TypeVar("T")
 
 _CONNECT_SECONDS = 30
 _READ = 65_536
 _MOST_CONVERTED = 2 << 20  # octets
 _CONVERTING = threading.Lock()  # one at a time, for what it takes of memory
 _BLOCK = 65_536
+_LOST = Outcome(451, "4.4.2", "The channel is lost")
 
 
 def send(
     address: Address,
     request: Request,
-    read_text: Callable[[], Iterable[bytes]],
+    read_text: Text,
     *,
     host: str = "",
 ) -> Result:
@@ -62,7 +69,57 @@ def send(
     return result
 
 
-def _drive(steps: dialogue.Dialogue, wire: Wire, read_text: Callable[[], Iterable[bytes]]) -> None:
+class Conversation:
+    """Several messages on one channel that was not made for them, as behind TURN.
+
+    `helo` is our name, `host` the other's.
+    """
+
+    def __init__(self, line: Line, helo: str, host: str) -> None:
+        self.host = host
+        self.is_lost = False
+        self._helo = helo
+        self._wire = Wire(line, host, is_verified=False)
+        self._extensions: dict[str, str] = {}
+        self._is_first = True
+
+    def begin(self) -> None:
+        """Hear the greeting and say hello; raises Lost."""
+        request = Request("MAIL", b"", [], helo=self._helo)
+        self._extensions = _drive(dialogue.introduce(request), self._wire, _no_text)
+
+    def send(self, request: Request, read_text: Text) -> Result:
+        """One transaction, as for `send`; once the channel is lost nothing more can go."""
+        result = Result(len(request.paths))
+        result.host = self.host
+        if self.is_lost:
+            result.failure = _LOST
+            return result
+        steps = dialogue.transact(request, result, self._extensions, is_first=self._is_first)
+        self.is_lost = not _drive(steps, self._wire, read_text)
+        self._is_first = False
+        return result
+
+    def turn(self) -> Outcome:
+        """Ask for the receiver's role: 2xx means that it is ours; raises Lost."""
+        if self.is_lost:
+            raise Lost(_LOST)
+        outcome = _drive(dialogue.turn(), self._wire, _no_text)
+        if outcome.is_done and self._wire.has_more:
+            raise Lost(dialogue.not_understood("words behind the reply to TURN"))
+        return outcome
+
+    def end(self) -> None:
+        """QUIT."""
+        _drive(dialogue.part(), self._wire, _no_text)
+
+
+def _no_text() -> Iterable[bytes]:
+    return ()
+
+
+def _drive(steps: Generator[Step, dialogue.Reply | None, T], wire: Wire, read_text: Text) -> T:
+    """Take the steps to their end, and return what they do."""
     try:
         step = next(steps)
         while True:
@@ -75,8 +132,8 @@ def _drive(steps: dialogue.Dialogue, wire: Wire, read_text: Callable[[], Iterabl
                 step = steps.throw(Lost(Outcome(451, "4.4.2", f"The next host {why}")))
             else:
                 step = steps.send(reply)
-    except StopIteration:
-        return
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
 
 
 def read(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -117,19 +174,22 @@ def gather(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
 class Wire:
     """The channel to the hop, in the clear or not."""
 
-    def __init__(self, channel: socket.socket, host: str, *, is_verified: bool) -> None:
+    def __init__(self, channel: socket.socket | Line, host: str, *, is_verified: bool) -> None:
         self._channel = channel
         self._host = host
         self._is_verified = is_verified
         self._reader = ReplyReader()
 
+    @property
+    def has_more(self) -> bool:
+        """The other side has said more than was asked."""
+        return self._reader.has_more
+
     def close(self) -> None:
         """Let go of the channel."""
         self._channel.close()
 
-    def do(
-        self, step: Say | SayText | Hear | StartTls, read_text: Callable[[], Iterable[bytes]]
-    ) -> dialogue.Reply | None:
+    def do(self, step: Step, read_text: Text) -> dialogue.Reply | None:
         """One step; raises Lost or OSError."""
         match step:
             case Say():
@@ -162,6 +222,8 @@ class Wire:
     def _start_tls(self) -> None:
         import ssl  # only where a hop offers it
 
+        if not isinstance(self._channel, socket.socket):
+            raise Lost(dialogue.NO_TLS)
         context = ssl.create_default_context()
         if not self._is_verified:
             context.check_hostname = False

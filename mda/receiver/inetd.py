@@ -85,12 +85,37 @@ def receive(config_file: str, *, is_lmtp: bool) -> int:
     if slot is None:
         log.write("too-many-connections", log.WARNING, peer=peer.address)
         return send_away(config, replies.TOO_MANY_CONNECTIONS)
+    if not (peer.turn_hosts and os.isatty(0)):
+        return serve_client(config, peer, is_lmtp=is_lmtp)
+    from mda.line import RawMode  # only for a serial line that the configuration names
+
+    with RawMode(0):
+        return serve_client(config, peer, is_lmtp=is_lmtp)
+
+
+def serve_client(config: Config, peer: Peer, *, is_lmtp: bool) -> int:
+    """Split, serve the client on standard input and output, and send where it turns that."""
+    # Of who may say TURN the broker keeps the descriptors; it reads nothing from them.
+    kept = (os.dup(0), os.dup(1)) if peer.turn_hosts else None
     try:
-        broker.split(config, peer, lambda: load_session(config, peer, is_lmtp))
+        _, host = broker.split(config, peer, lambda: load_session(config, peer, is_lmtp))
+        if host and kept:
+            be_sender(config, host, kept)
     except broker.SetupError as error:
         log.write("setup", log.ERROR, error=str(error))
         return send_away(config, replies.NOT_CONFIGURED)
     return 0
+
+
+def be_sender(config: Config, host: str, fds: tuple[int, int]) -> None:
+    """The broker becomes the owner of the queue for good, and the sender (RFC 821 3.8).
+
+    Raises SetupError.
+    """
+    broker.become_spool_user()
+    from mda.outbound import turned
+
+    turned.serve(config, host, fds)
 
 
 def load_session(config: Config, peer: Peer, is_lmtp: bool) -> Callable[[Broker], int]:

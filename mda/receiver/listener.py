@@ -23,6 +23,7 @@ from mda import broker, log, wire
 from mda.config import official_name
 from mda.model import Peer
 from mda.receiver import replies
+from mda.receiver.inetd import be_sender
 from mda.receiver.peer import identify, is_on_smtp_port
 
 TYPE_CHECKING = False
@@ -254,18 +255,20 @@ def pack_peer(peer: Peer, is_lmtp: bool) -> bytes:
         b"%d" % peer.uid,
         os.fsencode(peer.user),
         bytes(b"01"[getattr(peer, right)] for right in _RIGHTS),
+        " ".join(peer.turn_hosts).encode(),
         b"lmtp" if is_lmtp else b"smtp",
     )
 
 
 def unpack_peer(row: bytes) -> tuple[Peer, bool]:
     """The reverse of `pack_peer`; raises WireError."""
-    kind, address, uid, user, flags, protocol = wire.unpack(row)
+    kind, address, uid, user, flags, turn_hosts, protocol = wire.unpack(row)
     peer = Peer(
         "unix" if kind == b"unix" else "tcp",
         address.decode(),
         int(uid),
         os.fsdecode(user),
+        turn_hosts=tuple(turn_hosts.decode().split()),
     )
     for right, flag in zip(_RIGHTS, flags, strict=True):
         setattr(peer, right, flag == ord("1"))
@@ -399,7 +402,7 @@ class Master:
         with ours, theirs:
             pid = os.fork()
             if pid == 0:
-                self._be_broker(ours, peer)
+                self._be_broker(ours, client, peer)
             self._peer_of[pid] = peer
             self._hand_over(client, theirs, pack_peer(peer, is_lmtp))
 
@@ -412,14 +415,18 @@ class Master:
             self._nursery = Nursery(self._config, self._identities)
             self._nursery.hand_over(client, link, row)
 
-    def _be_broker(self, link: socket.socket, peer: Peer) -> NoReturn:
+    def _be_broker(self, link: socket.socket, client: socket.socket, peer: Peer) -> NoReturn:
         status = broker.TEMPORARY_FAILURE
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            broker.keep_only(link.fileno())
+            # Of who may say TURN the broker keeps the descriptor; it reads nothing from it.
+            kept = [client.fileno()] if peer.turn_hosts else []
+            broker.keep_only(link.fileno(), *kept)
             broker.leave_client()
-            broker.answer_requests(link, self._config, peer, self._identities)
+            host = broker.answer_requests(link, self._config, peer, self._identities)
+            if host:
+                be_sender(self._config, host, (client.fileno(), client.fileno()))
             status = 0
         except Exception:  # noqa: BLE001 (the outermost of this process)
             log.write_traceback("broker")

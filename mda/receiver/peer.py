@@ -5,11 +5,18 @@ from __future__ import annotations
 import _socket
 import os
 import pwd
+import stat
 import sys
 
 from mda.config import SPOOL_USER
 from mda.model import Peer
-from mda.rights import may_ask_names, may_use_terminals, remote_peer
+from mda.rights import (
+    find_turn_hosts,
+    find_turn_hosts_on,
+    may_ask_names,
+    may_use_terminals,
+    remote_peer,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +37,7 @@ def identify(fd: int, config: Config) -> Peer:
     """
     connection = _open_socket(fd)
     if connection is None:
-        return Peer("stream")
+        return _identify_stream(fd, config)
     try:
         if connection.family == _socket.AF_UNIX:
             return _identify_local(connection, config)
@@ -52,6 +59,19 @@ def _open_socket(fd: int) -> _socket.socket | None:
     except OSError:
         os.close(copy)
         return None
+
+
+def _identify_stream(fd: int, config: Config) -> Peer:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return Peer("stream")
+    hosts: tuple[str, ...] = ()
+    if stat.S_ISFIFO(status.st_mode):
+        hosts = find_turn_hosts("pipe", config)
+    elif stat.S_ISCHR(status.st_mode) and os.isatty(fd):
+        hosts = find_turn_hosts_on(status.st_rdev, config)
+    return Peer("stream", turn_hosts=hosts)
 
 
 def _identify_local(connection: _socket.socket, config: Config) -> Peer:
@@ -88,6 +108,7 @@ def local_peer(uid: int, config: Config) -> Peer:
         may_relay=(is_person or uid == _ROOT or user in config.receiver.relay_users)
         and not is_trusted
         and config.outbound.via != "nothing",
+        turn_hosts=find_turn_hosts(f"user:{user}", config),
     )
 
 

@@ -152,15 +152,23 @@ class NamingClient:
         self.address = address
 
 
+class Turning:
+    """TURN: asks for an answer, after which the client is the receiver (RFC 821 3.8)."""
+
+
 class AskingWho:
     """XWHO, the private verb behind `mda who`: asks for an answer."""
 
 
-Asking = Opening | Addressing | EndOfData | Verifying | StartingTls | NamingClient | AskingWho
+Asking = (
+    Opening | Addressing | EndOfData | Verifying | StartingTls | NamingClient | Turning | AskingWho
+)
 Event = NeedOctets | Say | Text | Asking
 
 
-_ASKED_BY_COMMANDS = (Opening, Addressing, Verifying, StartingTls, NamingClient, AskingWho)
+_ASKED_BY_COMMANDS = (
+    Opening, Addressing, Verifying, StartingTls, NamingClient, Turning, AskingWho,
+)  # fmt: skip
 
 
 class Protocol:
@@ -169,7 +177,7 @@ class Protocol:
     `name` is our official one, `limits` the `[receiver]` table; the others say what this
     peer is served: LMTP in place of SMTP, SEND and its like, EXPN, XWHO, and RCPT's private
     parameter XPLACE, by which the queue names what has failed here before; DSN; STARTTLS, which
-    with `demands_tls` comes before all else.
+    with `demands_tls` comes before all else; TURN.
     """
 
     def __init__(
@@ -186,6 +194,7 @@ class Protocol:
         offers_xclient: bool = False,
         offers_tls: bool = False,
         demands_tls: bool = False,
+        offers_turn: bool = False,
     ) -> None:
         self._name = name
         self._limits = limits
@@ -199,12 +208,13 @@ class Protocol:
         hidden = {b"HELO", b"EHLO"} if is_lmtp else {b"LHLO"}
         if not offers_terminals:
             hidden |= {verb.encode() for verb in TERMINAL_VERBS}
-        if not offers_names:
-            hidden.add(b"EXPN")
-        if not offers_xclient:
-            hidden.add(b"XCLIENT")
-        if not offers_tls:
-            hidden.add(b"STARTTLS")
+        offered = {
+            b"EXPN": offers_names,
+            b"XCLIENT": offers_xclient,
+            b"STARTTLS": offers_tls,
+            b"TURN": offers_turn and not is_lmtp,
+        }
+        hidden |= {verb for verb, is_offered in offered.items() if not is_offered}
         self._served = tuple(verb for verb in VERBS if verb not in hidden | {b"XWHO"})
         self._buffer = bytearray()
         self._searched = 0
@@ -379,7 +389,7 @@ class Protocol:
             optional += ("XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT",)
         size = f"SIZE {self._limits.message_size}"
         if self.is_encrypted:
-            optional = tuple(keyword for keyword in optional if keyword != "STARTTLS")
+            optional = tuple(word for word in optional if word not in ("STARTTLS", "TURN"))
         private = ("XWHO",) if self._offers_who else ()
         always = ("PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING")
         return always + (("DSN",) if self._offers_dsn else ()) + optional + private
@@ -495,6 +505,18 @@ class Protocol:
             return Say(replies.HELLO_FIRST if is_early else replies.NOT_IN_TRANSACTION)
         return StartingTls()
 
+    def _turn(self, _verb: bytes, argument: bytes) -> Event:
+        # What speaks TLS here is the session, which is not to be the sender.
+        if b"TURN" not in self._served or self.is_encrypted:
+            return Say(replies.NOT_OFFERED)
+        if argument:
+            return Say(replies.NO_ARGUMENT_ALLOWED)
+        if self.stage != GREETED:
+            is_early = self.stage == CONNECTED
+            return Say(replies.HELLO_FIRST if is_early else replies.NOT_IN_TRANSACTION)
+        # Whatever stands behind was meant for a receiver, and would be read by a sender.
+        return Say(replies.NOTHING_BEHIND) if self._buffer else Turning()
+
     def _name_client(self, _verb: bytes, argument: bytes) -> Event:
         if b"XCLIENT" not in self._served:
             return Say(replies.NOT_OFFERED)
@@ -584,12 +606,13 @@ VERBS: dict[bytes, Row] = {
     b"SAML": Row(
         Protocol._open, "own", f"SAML FROM:<reverse-path> {_PARAMETERS}: terminal and mailbox"
     ),
+    b"TURN": Row(Protocol._turn, "own", "TURN: you are the receiver, and we the sender"),
     b"XCLIENT": Row(Protocol._name_client, "own", "XCLIENT ADDR=address [NAME=...]"),
     b"XWHO": Row(Protocol._who, "nothing", "XWHO lists who is logged in"),
 }
 
 # What RFC 5321 does not demand of everybody, and so stands in EHLO's list (4.1.1.1).
-OPTIONAL_VERBS = (b"STARTTLS", b"EXPN", b"HELP", b"SEND", b"SOML", b"SAML")
+OPTIONAL_VERBS = (b"STARTTLS", b"EXPN", b"HELP", b"SEND", b"SOML", b"SAML", b"TURN")
 
 # What may be said where TLS has to begin first (RFC 3207 4).
 BEFORE_TLS = (
@@ -597,7 +620,7 @@ BEFORE_TLS = (
 )  # fmt: skip
 
 # Verbs that exist elsewhere: 502, not 500 (RFC 5321 4.2.4).
-NOT_SERVED = frozenset((b"TURN", b"AUTH", b"ETRN", b"ATRN", b"XFORWARD", b"PROXY"))
+NOT_SERVED = frozenset((b"AUTH", b"ETRN", b"ATRN", b"XFORWARD", b"PROXY"))
 
 # A web page can make a browser on this host speak to loopback; its words are no commands.
 HTTP_METHODS = frozenset(

@@ -123,6 +123,9 @@ START_MAIL_INPUT = Reply(354, "", "Start mail input; end with <CRLF>.<CRLF>")
 READY_FOR_TLS = Reply(220, "2.0.0", "Ready to start TLS")
 OK = Reply(250, "2.0.0", "OK")
 
+TURNED = Reply(250, "2.0.0", "OK, you are the receiver now")
+NOTHING_BEHIND = Reply(503, "5.5.1", "Nothing may stand behind TURN")
+
 LINE_TOO_LONG = Reply(500, "5.5.2", "Line too long")
 UNKNOWN_COMMAND = Reply(500, "5.5.2", "Command not recognized")
 NOT_IN_SMTP = Reply(500, "5.5.1", "This is SMTP; say HELO or EHLO")

@@ -28,6 +28,7 @@ from mda.receiver.protocol import (
     Say,
     StartingTls,
     Text,
+    Turning,
     Verifying,
 )
 from mda.receiver.transaction import Transaction, subject
@@ -117,6 +118,11 @@ class Channel:
     def is_encrypted(self) -> bool:
         """TLS is spoken already, also where XCLIENT begins the session anew."""
         return self._tls is not None
+
+    @property
+    def has_more(self) -> bool:
+        """The client has said something, or hung up, that has not been read yet."""
+        return any(fd == self._read_fd for fd, _ in self._readable.poll(0))
 
     def expect_within(self, seconds: float) -> None:
         """Something whole has to come in that time."""
@@ -264,6 +270,7 @@ class Session:
         self._is_lmtp = is_lmtp
         # For whom the session begins anew after XCLIENT: an address, or None.
         self.successor: str | None = None
+        self._has_turned = False
         self._limits = config.receiver
         self._errors_left = config.receiver.errors
         self._junk_left = config.receiver.junk_commands
@@ -280,6 +287,7 @@ class Session:
             offers_dsn=peer.is_queue or not (is_lmtp or peer.is_trusted),
             offers_tls=bool(config.receiver.tls_certificate),
             demands_tls=peer.is_tls_demanded,
+            offers_turn=bool(peer.turn_hosts),
         )
         self._protocol.feed(early)
         self._protocol.is_encrypted = channel.is_encrypted
@@ -323,6 +331,9 @@ class Session:
             if isinstance(event, Closing):
                 self._channel.flush()
                 return
+            if self._has_turned:
+                self._channel.flush()
+                return
             if self.successor is not None:
                 return
             if self._errors_left <= 0 or self._junk_left <= 0:
@@ -340,13 +351,20 @@ class Session:
                 self._say(event)
             case Opening() | Addressing() | Verifying() | AskingWho():
                 self._settle(self._reply_to(event))
+            case StartingTls() | NamingClient() | Turning():
+                self._change_channel(event)
+        if not isinstance(event, Text):
+            # Now, since the time that we took ourselves is not the client's.
+            self._channel.expect_progress()
+
+    def _change_channel(self, event: StartingTls | NamingClient | Turning) -> None:
+        match event:
             case StartingTls():
                 self._start_tls()
             case NamingClient():
                 self.successor = event.address
-        if not isinstance(event, Text):
-            # Now, since the time that we took ourselves is not the client's.
-            self._channel.expect_progress()
+            case Turning():
+                self._turn()
 
     def _reply_to(self, asked: Opening | Addressing | Verifying | AskingWho) -> Reply:
         match asked:
@@ -415,6 +433,17 @@ class Session:
         self._transaction.drop()
         self._settle(replies.READY_FOR_TLS)
         self._channel.start_tls(tls)
+        return None
+
+    def _turn(self) -> None:
+        """250, after which we say no more: the broker's process is the sender (RFC 821 3.8)."""
+        if self._channel.has_more:
+            return self._settle(replies.NOTHING_BEHIND)
+        outcome = self._broker.turn(self._transaction.helo)
+        if outcome.is_done:
+            log.write("turned", peer=self._peer.address, host=self._transaction.helo)
+        self._has_turned = outcome.is_done
+        self._settle(replies.TURNED if outcome.is_done else replies.NOT_OFFERED)
         return None
 
     def _finish(self, fault: Reply | None) -> None:

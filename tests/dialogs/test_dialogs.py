@@ -1,6 +1,6 @@
 """Run every `*.dialog` beside this file: what is said, what is answered, what is kept.
 
-A dialog begins with settings (`peer: bob`, `protocol: lmtp`, `config: KEY...`, `login: USER`
+A dialog begins with settings (`peer: bob` or `peer: tcp`, `protocol: lmtp`, `config: KEY...`, `login: USER`
 for one who sits at a terminal), then has a line for each line of the client (`C: `, with
 \\xNN and \\r, \\n escapes) and each reply line (`S: `, of which the beginning must agree);
 `C*100: ` is a line a hundred times. `NAME.USER.mbox` beside it is what is in the mailbox of
@@ -68,9 +68,14 @@ def pieces(octets: bytes, chunking: str) -> list[bytes]:
 def converse(sandbox: Sandbox, dialog: Dialog, chunking: str) -> tuple[bytes, int]:
     """Everything that the receiver says, and its exit status.
 
-    A SOCK_SEQPACKET pair hands over each piece as one read, so the chunking is exact.
+    A SOCK_SEQPACKET pair hands over each piece as one read, so the chunking is exact; that of
+    TCP is as it comes.
     """
-    ours, theirs = sandbox.connect_as(dialog.settings.get("peer", "bob"), socket.SOCK_SEQPACKET)
+    peer = dialog.settings.get("peer", "bob")
+    if peer == "tcp":
+        ours, theirs = connect_by_tcp()
+    else:
+        ours, theirs = sandbox.connect_as(peer, socket.SOCK_SEQPACKET)
     config = sandbox.configure(dialog.settings.get("config", "").replace("; ", "\n"))
     protocol = dialog.settings.get("protocol", "smtp")
     with ours:
@@ -92,6 +97,13 @@ def converse(sandbox: Sandbox, dialog: Dialog, chunking: str) -> tuple[bytes, in
     _, errors = process.communicate(timeout=30)
     assert b"Traceback" not in errors, errors.decode()
     return said, process.returncode
+
+
+def connect_by_tcp() -> tuple[socket.socket, socket.socket]:
+    """A connection over loopback: the client's end, and ours."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = socket.create_connection(listening.getsockname())
+        return client, listening.accept()[0]
 
 
 def read_to_end(connection: socket.socket) -> bytes:

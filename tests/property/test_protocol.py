@@ -24,6 +24,7 @@ WORDS = st.sampled_from(
         b"RCPT TO:<alice>\r\n",
         b"RCPT TO:<>\r\n",
         b"STARTTLS\r\n",
+        b"TURN\r\n",
         b"XCLIENT ADDR=192.0.2.1 NAME=[UNAVAILABLE]\r\n",
         b"XCLIENT ADDR=\xff\r\n",
         b"MAIL FROM:<bob@x> RET=HDRS ENVID=a+2B\r\n",
@@ -58,8 +59,9 @@ def test_chunking_changes_nothing(octets: bytes, places: list[int], is_lmtp: boo
     def make() -> Protocol:
         return make_protocol(is_lmtp=is_lmtp, offers_more=True)
 
-    # What stands behind STARTTLS is dropped with the piece that it comes in.
-    octets = octets.split(b"STARTTLS\r\n")[0]
+    # What stands behind STARTTLS is dropped with the piece that it comes in, and TURN is obeyed
+    # if nothing has come behind it yet.
+    octets = octets.split(b"STARTTLS\r\n")[0].split(b"TURN\r\n")[0]
     whole = converse([octets], make())
     pieces = converse(cut(octets, places), make())
     bytewise = converse([octets[i : i + 1] for i in range(len(octets))], make())

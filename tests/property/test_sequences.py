@@ -53,6 +53,15 @@ LINES = st.sampled_from(
         b"EXPN alice",
         b"EXPN",
         b"TURN",
+        b"TURN x",
+        b"STARTTLS",
+        b"XCLIENT ADDR=192.0.2.1",
+        b"XCLIENT \xff",
+        b"MAIL FROM:<bob@x> RET=HDRS ENVID=a+2B",
+        b"RCPT TO:<alice> NOTIFY=NEVER ORCPT=rfc822;x",
+        b"RCPT TO:<alice> NOTIFY=,\xff ORCPT=+",
+        b"BDAT 0 LAST",
+        b"BDAT 9999999",
         b"BDAT 5 LAST",
         b"XWHO",
         b"QUIT now",
@@ -86,6 +95,7 @@ PLACES = st.lists(st.integers(0, 10_000), max_size=12)
     st.sampled_from(["accept", "reject"]),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
 def test_the_protocol_answers_each_command_once_and_in_order(
     octets: bytes,
@@ -94,12 +104,16 @@ def test_the_protocol_answers_each_command_once_and_in_order(
     bare_newlines: str,
     offers_names: bool,
     strict_syntax: bool,
+    offers_more: bool,
 ) -> None:
     protocol = make_protocol(
-        offers_names=offers_names, bare_newlines=bare_newlines, strict_syntax=strict_syntax
+        offers_names=offers_names,
+        bare_newlines=bare_newlines,
+        strict_syntax=strict_syntax,
+        offers_more=offers_more,
     )
     answer = answer_from(itertools.cycle(choices))
-    record = converse(cut(octets, places), protocol, answer)
+    record = converse(cut(octets, places), protocol, answer, has_tls=False)
     greeting = replies.greeting("mda.test").render()
     assert attribute(octets, greeting + record.said)[0] == ("CONNECTION", 220)
 

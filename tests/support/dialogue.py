@@ -20,6 +20,7 @@ from mda.receiver.protocol import (
     Say,
     StartingTls,
     Text,
+    Turning,
     Verifying,
 )
 from mda.receiver.replies import Reply
@@ -47,6 +48,7 @@ def make_protocol(
         offers_dsn=offers_more,
         offers_tls=offers_more,
         offers_xclient=offers_more,
+        offers_turn=offers_more,
     )
 
 
@@ -77,8 +79,9 @@ def answer_from(choices: Iterator[int], text: str = "so it is") -> Callable[[obj
 class Record:
     """What a protocol did: the octets it said, the texts it took, whether it closed."""
 
-    def __init__(self, *, is_lmtp: bool = False) -> None:
+    def __init__(self, *, is_lmtp: bool = False, has_tls: bool = True) -> None:
         self._is_lmtp = is_lmtp
+        self._has_tls = has_tls
         self._accepted = 0
         self.said = b""
         self.texts: list[bytes] = []
@@ -105,15 +108,20 @@ class Record:
                     if isinstance(event, Dropped):
                         self._text = b""
                     self.is_closed = isinstance(event, Closing)
-                case StartingTls() | NamingClient():
+                case StartingTls() | NamingClient() | Turning():
                     self._begin_anew(protocol, event)
                 case Opening() | Addressing() | EndOfData() | Verifying() | AskingWho():
                     self._ask(protocol, event, answer)
 
     def _begin_anew(self, protocol: Protocol, event: object) -> None:
-        """TLS begins here; with XCLIENT another session does."""
-        self.is_closed = isinstance(event, NamingClient)
-        self.said += replies.READY_FOR_TLS.render()
+        """TLS begins here; with XCLIENT another session does, with TURN another role."""
+        if isinstance(event, StartingTls) and not self._has_tls:
+            self.said += replies.NO_TLS_NOW.render()
+            protocol.settle(False)
+            return
+        self.is_closed = isinstance(event, NamingClient | Turning)
+        is_turned = isinstance(event, Turning)
+        self.said += (replies.TURNED if is_turned else replies.READY_FOR_TLS).render()
         self._text = b""
         protocol.settle(not self.is_closed)
 
@@ -151,13 +159,15 @@ def converse(
     answer: Callable[[object], Reply] = accept_everything,
     *,
     is_lmtp: bool = False,
+    has_tls: bool = True,
 ) -> Record:
     """Feed the pieces one by one and return the record.
 
-    With `is_lmtp` the end of data is answered for each recipient.
+    With `is_lmtp` the end of data is answered for each recipient; without `has_tls` there is no
+    certificate just now.
     """
     protocol = protocol or make_protocol()
-    record = Record(is_lmtp=is_lmtp)
+    record = Record(is_lmtp=is_lmtp, has_tls=has_tls)
     for piece in pieces:
         protocol.feed(piece)
         record.take(protocol, answer)

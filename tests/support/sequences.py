@@ -132,7 +132,8 @@ class _Walk:
             self._take_text()
         elif verb == "BDAT":
             self._take_chunk(line[4:].strip(b" \t"))
-        if code == 221 or self.pairs[-1][1] == 421:
+        is_over = (verb, code) in (("XCLIENT", 220), ("TURN", 250))
+        if code == 221 or self.pairs[-1][1] == 421 or is_over:
             assert not self.replies, f"replies {self.replies} after {self.pairs}"
             self.client = b""
 

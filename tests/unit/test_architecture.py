@@ -19,7 +19,7 @@ PACKAGE = Path(SPEC.origin).parent
 
 # From left and top to right and bottom: a file imports from its own rank's files that
 # stand below it, from ranks after it in its own column, and from the vocabulary.
-VOCABULARY = ["rights", "config", "log", "wire", "model"]
+VOCABULARY = ["rights", "config", "log", "wire", "model", "line"]
 SESSION_COLUMN = [
     "receiver.session",
     "receiver.tls",
@@ -70,6 +70,7 @@ BROKER_COLUMN = [
 # writes paths and notices.
 QUEUE_COLUMN = [
     "outbound.runner",
+    "outbound.turned",
     "outbound.attempt",
     "outbound.program",
     "outbound.route",
