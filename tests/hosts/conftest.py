@@ -21,11 +21,14 @@ Starting = dict[str, Future[InstalledHost]]
 @pytest.fixture(scope="session")
 def starting(request: pytest.FixtureRequest) -> Iterator[Starting]:
     """The hosts that this run needs, getting up side by side."""
-    wanted = {
-        item.callspec.params.get("host")
+    params = [
+        item.callspec.params
         for item in request.session.items
         if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-    }
+    ]
+    # One that has a hub needs the other host too.
+    wanted = {each.get("host") for each in params}
+    wanted |= {name for name in SUITES if any("hub" in each for each in params)}
     with ThreadPoolExecutor() as pool:
         futures = {name: pool.submit(start, name) for name in SUITES if name in wanted}
         yield futures
