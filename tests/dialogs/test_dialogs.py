@@ -1,7 +1,7 @@
 """Run every `*.dialog` beside this file: what is said, what is answered, what is kept.
 
-A dialog begins with settings (`peer: bob` or `peer: tcp`, `protocol: lmtp`, `config: KEY...`, `login: USER`
-for one who sits at a terminal), then has a line for each line of the client (`C: `, with
+A dialog begins with settings (`peer: bob` or `peer: tcp`, `protocol: lmtp`, `config: KEY...`,
+`login: USER` for one who sits at a terminal), then has a line for each of the client's (`C: `, with
 \\xNN and \\r, \\n escapes) and each reply line (`S: `, of which the beginning must agree);
 `C*100: ` is a line a hundred times. `NAME.USER.mbox` beside it is what is in the mailbox of
 USER afterwards, `NAME.USER.screen` what is on the terminal; `{...}` stands for a date, a time
