@@ -110,7 +110,7 @@ class Answers:
 
     def _turn(self, name: bytes) -> Outcome:
         """May the peer, which calls itself so, have what waits for the host of that name?"""
-        host = read_word(name).lower()
+        host = read_word(name).lower().rstrip(".")
         if host not in self._peer.turn_hosts:
             return _NO_TURN
         self.turned_to = host

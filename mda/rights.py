@@ -55,14 +55,18 @@ def may_ask_names(address: str, config: Config) -> bool:
 
 def find_turn_hosts(channel: str, config: Config) -> tuple[str, ...]:
     """The hosts that whoever is on a channel ("pipe", "user:NAME") may be when it says TURN."""
-    rows = [item.split(" ") for item in config.receiver.turn_peers]
-    return tuple(host.lower() for each, host in rows if each == channel)
+    return tuple(host for each, host in _read_turn_peers(config) if each == channel)
 
 
 def find_turn_hosts_on(device: int, config: Config) -> tuple[str, ...]:
     """The hosts behind a serial line, which is told by its number (`st_rdev`)."""
+    return tuple(host for each, host in _read_turn_peers(config) if _is_device(each, device))
+
+
+def _read_turn_peers(config: Config) -> list[tuple[str, str]]:
+    """Each channel, and the host there."""
     rows = [item.split(" ") for item in config.receiver.turn_peers]
-    return tuple(host.lower() for each, host in rows if _is_device(each, device))
+    return [(channel, host.lower()) for channel, host in rows]
 
 
 def _is_device(path: str, device: int) -> bool:

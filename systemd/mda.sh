@@ -38,7 +38,7 @@ leave_client() {
 }
 
 command=${1-}
-words="${1-} ${2-}"
+words="$*"
 set -- @PROGRAM@ "$@"
 
 # May we limit ourselves? Not in a user's shell, nor in a unit's sandbox, where there is
@@ -52,7 +52,7 @@ has_setpcap() {
 
 # All capabilities but two are given away before anything is read.
 case $words in
-"receive "* | "deliver "* | "serve "* | "queue turn")
+receive* | deliver* | serve* | queue*turn*)
     limit='setpriv --inh-caps=-all --bounding-set=-all,+setuid,+setgid'
     if has_setpcap && $limit true 2>/dev/null; then
         set -- $limit "$@"

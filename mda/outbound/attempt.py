@@ -15,7 +15,7 @@ from mda.outbound import notice, queue, sender
 from mda.outbound.dialogue import MOST_RECIPIENTS, NO_TLS, OWN_WORDS, Request, Result
 from mda.outbound.program import hand_over
 from mda.outbound.queue import Addressee, Envelope, Waiting
-from mda.outbound.route import WAITS_FOR_TURN, Hop, find_addresses, find_hop
+from mda.outbound.route import WAITS_FOR_TURN, Hop, find_addresses, find_hop, plain_name
 from mda.outbound.text import Measures, unquote
 from mda.receiver.domains import Domains
 from mda.receiver.grammar import read_path, spell_path
@@ -69,21 +69,26 @@ class Attempts:
         return ways
 
     def find_way_to(self, message: Waiting, host: str) -> dict[str, Way]:
-        """The way of those addressees that are for `host`, by their domain or by its hop."""
-        hop = self._find_hop(Addressee(b"", host.encode("ascii")))
-        name = hop.name if isinstance(hop, Hop) else ""
+        """The way of those addressees that are for `host` (as of `plain_name`), by their domain
+        or by its hop.
+        """
         numbers = [
             number
             for number, each in enumerate(message.envelope.addressees)
             if each.is_open and each.domain and self._is_for(each, host)
         ]
-        way = Hop("turn", host, tls="never", name=name, takes_any_line=True)
-        return {way.key: (way, numbers)} if numbers else {}
+        if not numbers:
+            return {}
+        route = self._find_hop(Addressee(b"", host.encode("ascii")))
+        way = Hop("turn", host, tls="never")
+        if isinstance(route, Hop):
+            way.name, way.takes_any_line = route.name, route.takes_any_line
+        return {way.key: (way, numbers)}
 
     def _is_for(self, addressee: Addressee, host: str) -> bool:
         hop = self._find_hop(addressee)
-        is_hop = isinstance(hop, Hop) and hop.host.lower() == host
-        return is_hop or next_domain(addressee).lower() == host
+        is_hop = isinstance(hop, Hop) and plain_name(hop.host) == host
+        return is_hop or plain_name(next_domain(addressee)) == host
 
     def _find_hop(self, addressee: Addressee) -> Hop | Outcome:
         outbound = self._config.outbound
@@ -100,7 +105,11 @@ class Attempts:
     def make(self, message: Waiting, ways: dict[str, Way]) -> None:
         """Try all that is open, and keep what becomes of it; raises OSError."""
         # First, so that nothing is sent of which no trace can be kept.
-        message.note_try()
+        # A host that takes its mail puts off nobody else's next try.
+        if self._conversation is None:
+            message.note_try()
+        else:
+            message.note({})
         for key, (hop, numbers) in ways.items():
             self._go(message, key, hop, numbers)
         self._conclude(message)
@@ -152,7 +161,10 @@ class Attempts:
     ) -> Result:
         paths = [spell(message.envelope.addressees[number]) for number in numbers]
         read = partial(read_text, message)
-        request = self._request(message, hop, numbers, paths, Measures(read()))
+        measures = Measures(read())
+        if is_line_too_long(measures, hop):
+            return settled(len(paths), _LINE_TOO_LONG)
+        request = self._request(message, hop, numbers, paths, measures)
         return conversation.send(request, read)
 
     def _send(self, message: Waiting, hop: Hop, numbers: list[int]) -> Result:
@@ -166,7 +178,7 @@ class Attempts:
         paths = [spell(each) for each in addressees]
         read = partial(read_text, message)
         measures = Measures(read())
-        if measures.longest_line > _LONGEST_LINE and not hop.takes_any_line:
+        if is_line_too_long(measures, hop):
             return settled(len(paths), _LINE_TOO_LONG)
         found = find_addresses(hop, self._own_domains)
         if isinstance(found, Outcome):
@@ -326,6 +338,11 @@ class Attempts:
         """An addressee as a notice names it, also to somebody elsewhere."""
         domain = addressee.domain or self._name.encode("ascii")
         return spell(Addressee(addressee.local_part, domain))
+
+
+def is_line_too_long(measures: Measures, hop: Hop) -> bool:
+    """Has the text a line that this hop need not take?"""
+    return measures.longest_line > _LONGEST_LINE and not hop.takes_any_line
 
 
 def next_domain(addressee: Addressee) -> str:

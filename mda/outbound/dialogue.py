@@ -241,7 +241,9 @@ def transact(
     try:
         if not is_first:
             yield Say(b"RSET\r\n")
-            yield from _hear("command")
+            reset = outcome_of((yield from _hear("command")))
+            if not reset.is_done:
+                raise Lost(not_understood(f"{reset.code} to RSET"))
         yield from _transact(request, result, extensions)
     except Lost as lost:
         result.leftover.clear()

@@ -147,7 +147,17 @@ class Waiting:
         self.tries = 0
         self.is_delay_told = False
         self._claim_fd = -1
-        with open(self.path, "rb", opener=_open_plain) as file:
+        try:
+            self._read(is_claimed=is_claimed)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            self.release()
+            raise Unreadable(f"{name}: {error}") from error
+        except OSError:
+            self.release()
+            raise
+
+    def _read(self, *, is_claimed: bool) -> None:
+        with open(self.path, "rb", opener=_open_to_claim if is_claimed else _open_plain) as file:
             if is_claimed:
                 self._claim_fd = _claim(file.fileno(), self.path)
             line = file.readline(_LARGEST_ENVELOPE)
@@ -155,13 +165,9 @@ class Waiting:
         self.begin = len(line)
         self.size = status.st_size - self.begin
         self.due = status.st_mtime
-        try:
-            self.envelope = _read_envelope(line)
-            for step in _read_steps(self._log_path):
-                self._take(step)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            self.release()
-            raise Unreadable(f"{name}: {error}") from error
+        self.envelope = _read_envelope(line)
+        for step in _read_steps(self._log_path):
+            self._take(step)
 
     def release(self) -> None:
         """Somebody else may send it."""
@@ -369,6 +375,11 @@ def _claim(fd: int, path: str) -> int:
 
 def _open_plain(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _open_to_claim(path: str, flags: int) -> int:
+    """For writing too, since NFS has no flock without."""
+    return _open_plain(path, flags & ~os.O_ACCMODE | os.O_RDWR)
 
 
 def _sync_folder(path: str) -> None:

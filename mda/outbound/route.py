@@ -125,10 +125,10 @@ def _parse_place(place: str) -> Hop:
 
 
 def _parse_turn(place: str) -> Hop:
-    host = place.removeprefix("turn:").lower()
+    host = place.removeprefix("turn:")
     if not is_name(host):
         raise ValueError(f"{host!r} is not the name of a host")
-    return Hop("turn", host, tls="never")
+    return Hop("turn", plain_name(host), tls="never")
 
 
 def is_name(host: str) -> bool:
@@ -136,13 +136,18 @@ def is_name(host: str) -> bool:
     return len(host.removesuffix(".")) <= _LONGEST_NAME and _NAME.fullmatch(host) is not None
 
 
+def plain_name(domain: str) -> str:
+    """A domain as two of them are compared: in ASCII, in lower case, without the last dot."""
+    return to_ascii(domain.lower()).rstrip(".")
+
+
 def find_hop(domain: str, routes: dict[str, str], smarthost: str) -> Hop:
     """The hop for a domain: its route, one for all below a domain, "*", the smarthost, MX.
 
     Raises ValueError for a route that is none.
     """
-    name = to_ascii(domain.lower()).rstrip(".")
-    known = {to_ascii(each.lower()).rstrip("."): hop for each, hop in routes.items()}
+    name = plain_name(domain)
+    known = {plain_name(each): hop for each, hop in routes.items()}
     labels = name.split(".")
     keys = [name, *(f".{'.'.join(labels[at:])}" for at in range(1, len(labels))), "*"]
     for key in keys:

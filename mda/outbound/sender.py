@@ -39,6 +39,7 @@ _MOST_CONVERTED = 2 << 20  # octets
 _CONVERTING = threading.Lock()  # one at a time, for what it takes of memory
 _BLOCK = 65_536
 _LOST = Outcome(451, "4.4.2", "The channel is lost")
+_UNASKED = Outcome(451, "4.5.0", "The next host has said more than it was asked")
 
 
 def send(
@@ -69,19 +70,31 @@ def send(
     return result
 
 
+def name_loss(error: OSError) -> Outcome:
+    """Why a channel is lost."""
+    if isinstance(error, InterruptedError):
+        return Outcome(451, "4.3.2", "We were stopped before it was sent")
+    why = "takes too long" if isinstance(error, TimeoutError) else "hung up"
+    return Outcome(451, "4.4.2", f"The next host {why}")
+
+
 class Conversation:
     """Several messages on one channel that was not made for them, as behind TURN.
 
-    `helo` is our name, `host` the other's.
+    `helo` is our name, `host` the other's; `sent` counts the messages that somebody there has
+    taken, and `loss` is why the channel can carry no more.
     """
 
     def __init__(self, line: Line, helo: str, host: str) -> None:
         self.host = host
-        self.is_lost = False
+        self.sent = 0
+        self.loss: Outcome | None = None
         self._helo = helo
+        self._line = line
         self._wire = Wire(line, host, is_verified=False)
         self._extensions: dict[str, str] = {}
         self._is_first = True
+        self._result: Result | None = None
 
     def begin(self) -> None:
         """Hear the greeting and say hello; raises Lost."""
@@ -92,26 +105,47 @@ class Conversation:
         """One transaction, as for `send`; once the channel is lost nothing more can go."""
         result = Result(len(request.paths))
         result.host = self.host
-        if self.is_lost:
-            result.failure = _LOST
+        # A reply too many would be taken for the next command's, and all that follow.
+        if self.loss is None and self._has_more:
+            self.loss = _UNASKED
+        if self.loss is not None:
+            result.failure = self.loss
             return result
+        self._result = result
         steps = dialogue.transact(request, result, self._extensions, is_first=self._is_first)
-        self.is_lost = not _drive(steps, self._wire, read_text)
+        if not _drive(steps, self._wire, read_text):
+            self.loss = result.failure or _LOST
+        self._result = None
         self._is_first = False
+        self.sent += any(each is not None and each.is_done for each in result.outcomes)
         return result
+
+    @property
+    def _has_more(self) -> bool:
+        return self._wire.has_more or self._line.has_more
 
     def turn(self) -> Outcome:
         """Ask for the receiver's role: 2xx means that it is ours; raises Lost."""
-        if self.is_lost:
-            raise Lost(_LOST)
+        if self._has_more:
+            raise Lost(_UNASKED)
         outcome = _drive(dialogue.turn(), self._wire, _no_text)
-        if outcome.is_done and self._wire.has_more:
-            raise Lost(dialogue.not_understood("words behind the reply to TURN"))
+        if outcome.is_done and self._has_more:
+            raise Lost(_UNASKED)
         return outcome
 
+    def stop(self) -> None:
+        """For a signal's handler: wait for nothing more, but for the reply to a text."""
+        if self._result is None or not self._result.is_text_begun:
+            self._line.stop()
+
     def end(self) -> None:
-        """QUIT."""
-        _drive(dialogue.part(), self._wire, _no_text)
+        """QUIT, where there is somebody to hear it."""
+        if self.loss is None:
+            _drive(dialogue.part(), self._wire, _no_text)
+
+    def close(self) -> None:
+        """Let go of the channel."""
+        self._wire.close()
 
 
 def _no_text() -> Iterable[bytes]:
@@ -128,8 +162,7 @@ def _drive(steps: Generator[Step, dialogue.Reply | None, T], wire: Wire, read_te
             except Lost as lost:
                 step = steps.throw(lost)
             except OSError as error:
-                why = "takes too long" if isinstance(error, TimeoutError) else "hung up"
-                step = steps.throw(Lost(Outcome(451, "4.4.2", f"The next host {why}")))
+                step = steps.throw(Lost(name_loss(error)))
             else:
                 step = steps.send(reply)
     except StopIteration as end:

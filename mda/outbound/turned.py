@@ -6,12 +6,14 @@ long a run of the queue is under way: each message is claimed by who sends it.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
 from mda import log
 from mda.config import official_name, queue_directory
 from mda.line import Line
+from mda.model import Outcome
 from mda.outbound import queue
 from mda.outbound.attempt import Attempts
 from mda.outbound.dialogue import Lost
@@ -22,19 +24,22 @@ from mda.outbound.sender import Conversation
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mda.config import Config
-    from mda.model import Outcome
+
+_STOPPED = Outcome(451, "4.3.2", "Stopped before everything was sent")
 
 
 class Patience:
-    """SIGTERM and its like end us between two messages, and never within one."""
+    """SIGTERM and its like end us, but not while a text and its reply are under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, conversation: Conversation) -> None:
         self.is_over = False
+        self._conversation = conversation
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, self._note)
 
     def _note(self, _number: int, _frame: object) -> None:
         self.is_over = True
+        self._conversation.stop()
 
 
 def serve(config: Config, host: str, fds: tuple[int, int]) -> None:
@@ -42,32 +47,53 @@ def serve(config: Config, host: str, fds: tuple[int, int]) -> None:
 
     First the peer's 220 is waited for: both sides are as at the beginning.
     """
-    conversation = Conversation(Line(*fds), our_name(config, host), host)
+    conversation = open_conversation(config, host, fds)
+    patience = Patience(conversation)
     try:
         conversation.begin()
+        try:
+            send_waiting(config, conversation, patience)
+        finally:
+            conversation.end()
     except Lost as lost:
         log.write("lost", host=host, why=lost.outcome.text)
-        return
-    send_waiting(config, conversation)
-    if not conversation.is_lost:
-        conversation.end()
+    except OSError as error:
+        log.write("queue", log.ERROR, error=str(error))
+    finally:
+        log.write("sent-by-turn", host=host, messages=conversation.sent)
+        conversation.close()
 
 
-def send_and_turn(config: Config, host: str, fds: tuple[int, int]) -> Outcome:
-    """Be the sender, then ask for the receiver's role; what the peer says to that.
+def send_and_turn(config: Config, host: str, fds: tuple[int, int]) -> tuple[int, Outcome]:
+    """Be the sender, then ask for the receiver's role: how many messages went, and what the
+    peer says to TURN.
 
-    Where it refuses, the channel is at its end.
+    Unless that is 2xx the channel is at its end, and so it is where we are stopped, or our
+    parent is, who is to be the receiver. Raises OSError where the queue cannot be read, or what
+    became of a message not be kept.
     """
-    conversation = Conversation(Line(*fds), our_name(config, host), host)
+    parent = os.getppid()
+    conversation = open_conversation(config, host, fds)
+    patience = Patience(conversation)
+    outcome = _STOPPED
     try:
         conversation.begin()
-        send_waiting(config, conversation)
-        outcome = conversation.turn()
+        try:
+            send_waiting(config, conversation, patience)
+            if not patience.is_over and os.getppid() == parent:
+                outcome = conversation.turn()
+        finally:
+            if not outcome.is_done:
+                conversation.end()
     except Lost as lost:
-        return lost.outcome
-    if not outcome.is_done:
-        conversation.end()
-    return outcome
+        outcome = lost.outcome
+    return conversation.sent, outcome
+
+
+def open_conversation(config: Config, host: str, fds: tuple[int, int]) -> Conversation:
+    """The channel, for no longer than a session may last."""
+    line = Line(*fds, time.monotonic() + config.receiver.session_seconds)
+    return Conversation(line, our_name(config, host), host)
 
 
 def our_name(config: Config, host: str) -> str:
@@ -79,31 +105,29 @@ def our_name(config: Config, host: str) -> str:
     return hop.name or official_name(config)
 
 
-def send_waiting(config: Config, conversation: Conversation) -> None:
-    """All that waits for the host at the other end, the oldest first."""
+def send_waiting(config: Config, conversation: Conversation, patience: Patience) -> None:
+    """All that waits for the host at the other end, the oldest first.
+
+    Raises OSError where the queue cannot be read, and Lost.
+    """
     directory = queue_directory(config)
     attempts = Attempts(config, conversation)
-    patience = Patience()
-    until = time.monotonic() + config.receiver.session_seconds
     busy: list[tuple[str, str]] = []
     # What a run of the queue has in hand just now may be free when the others are through.
     for places in (list_waiting(directory), busy):
         for place in places:
-            if conversation.is_lost or patience.is_over or time.monotonic() > until:
+            if patience.is_over:
                 return
             if not send_one(attempts, directory, place, conversation.host) and places is not busy:
                 busy.append(place)
+            if conversation.loss is not None:
+                raise Lost(conversation.loss)
 
 
 def list_waiting(directory: str) -> list[tuple[str, str]]:
-    """Name and folder of each message that is not held, the oldest first."""
+    """Name and folder of each message that is not held, the oldest first; raises OSError."""
     folders = [folder for folder in queue.FOLDERS if folder != "held"]
-    try:
-        names = [(name, each) for each in folders for name, _ in queue.list_names(directory, each)]
-    except OSError as error:
-        log.write("queue", log.ERROR, error=f"{directory}: {error.strerror}")
-        return []
-    return sorted(names)
+    return sorted((name, each) for each in folders for name, _ in queue.list_names(directory, each))
 
 
 def send_one(attempts: Attempts, directory: str, place: tuple[str, str], host: str) -> bool:
@@ -113,17 +137,21 @@ def send_one(attempts: Attempts, directory: str, place: tuple[str, str], host: s
     """
     name, folder = place
     try:
+        # What is for others is not claimed, which would hide it from a run of the queue.
+        if not attempts.find_way_to(Waiting(directory, folder, name), host):
+            return True
         message = Waiting(directory, folder, name, is_claimed=True)
     except BlockingIOError:
         return False
     except FileNotFoundError:
         return True  # sent, held or removed in the meantime
-    except Unreadable as error:
+    except (Unreadable, OSError) as error:
         log.write("queue", log.ERROR, queue=name, error=f"unreadable: {error}")
         return True
     try:
-        way = attempts.find_way_to(message, host)
-        if way:
+        # In `new` it would start one run of the queue after the other as long as this takes.
+        message.move("wait")
+        if way := attempts.find_way_to(message, host):
             attempts.make(message, way)
     except FileNotFoundError:
         log.write("queue", queue=name, note="held or removed while it was tried")

@@ -94,6 +94,14 @@ def test_a_host_fetches_its_mail_and_brings_its_own(pair: Pair) -> None:
     assert (count_waiting(pair.hub), count_waiting(pair.vax)) == ("0 messages", "0 messages")
 
 
+def test_root_gives_away_what_it_does_not_need(pair: Pair) -> None:
+    """Also where the configuration is named, and in the program."""
+    program = "sh -c 'grep CapBnd /proc/self/status >/root/kept'"
+    words = f"mda queue --config /etc/mda/mda.toml turn hub.example.org -- {program}"
+    pair.vax.run(words, check=False)
+    assert pair.vax.run("cat kept; rm kept").stdout.split() == ["CapBnd:", "00000000000000c0"]
+
+
 def test_another_user_of_the_hub_cannot_fetch_it(pair: Pair) -> None:
     write(pair.hub, "bob@vax.example.org")
     pair.hub.run("cat >>~carol/.ssh/authorized_keys", input=pair.vax.run("cat .ssh/*.pub").stdout)

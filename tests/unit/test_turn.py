@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import threading
@@ -14,22 +14,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.dialogue import make_protocol
 from support.sandbox import PEERS, SPOOL_UID, Sandbox, effective_uid, start_command
 from support.serving import served, wait_until
 
+from mda.cli import turn
 from mda.config import Config, ConfigError, load
 from mda.line import Line, RawMode
 from mda.outbound import queue, turned
+from mda.outbound.attempt import Attempts
+from mda.outbound.dialogue import Lost
 from mda.outbound.queue import Addressee, Envelope, Waiting
-from mda.outbound.route import parse_hop
+from mda.outbound.route import Hop, parse_hop
 from mda.receiver import replies
 from mda.receiver.listener import pack_peer, unpack_peer
 from mda.receiver.peer import identify, local_peer
-from mda.receiver.protocol import Protocol, Say, Turning
+from mda.receiver.protocol import Say, Turning
 
 HUB = '[receiver]\nturn_peers = [{peers}]\n[routes]\n"vax.test" = "turn:vax.test"\n'
 HUB += '".vax.test" = "turn:vax.test"\n"*" = "127.0.0.1:1"\n'
 VAX = '[routes]\n"mda.test" = "{route}"\n"*" = "127.0.0.1:1"\n'
+VAX += '"down.test" = "smtp+unix:/nonesuch.sock"\n'
 
 
 class Site:
@@ -248,6 +253,22 @@ class Peer:
         self.channel.sendall(octets)
         return self.hear()
 
+    def turn(self) -> None:
+        """Up to the first MAIL, of a sender that has been told that we take things one by one."""
+        self.say(b"HELO vax.test\r\n")
+        self.say(b"TURN\r\n")
+        self.say(b"220 x\r\n")
+        assert self.say(b"250 x\r\n").startswith(b"MAIL FROM:<alice@mda.test>")
+
+    def take_text(self) -> bytes:
+        """From MAIL to the end of a text, which is not answered yet."""
+        for reply in (b"250 x\r\n", b"250 x\r\n"):
+            self.say(reply)
+        text = self.say(b"354 x\r\n")
+        while not text.endswith(b"\r\n.\r\n"):
+            text += self.hear()
+        return text
+
     def hear(self) -> bytes:
         """One reply, or one piece of what a sender says."""
         return self.channel.recv(65_536)
@@ -321,6 +342,147 @@ def test_a_peer_that_is_lost_leaves_the_mail_in_the_queue(hub: Site, hangs_up_be
     assert len(hub.waiting()) == 2
 
 
+def test_a_message_is_sent_as_one_transaction_after_the_other(hub: Site) -> None:
+    hub.write("carol@vax.test", "first")
+    hub.write("carol@vax.test", "second")
+    peer = Peer(hub)
+    peer.turn()
+    assert b"Subject: first\r\n" in peer.take_text()
+    assert peer.say(b"250 x\r\n") == b"RSET\r\n"
+    assert peer.say(b"250 x\r\n").startswith(b"MAIL ")
+    assert b"Subject: second\r\n" in peer.take_text()
+    assert peer.say(b"250 x\r\n") == b"QUIT\r\n"
+    assert "sent-by-turn host=vax.test messages=2" in peer.end()
+
+
+@pytest.mark.parametrize("says", [b"250 taken\r\n250 once more\r\n", b"250 taken\r\n"])
+def test_replies_that_do_not_belong_to_their_commands_end_the_channel(
+    hub: Site, says: bytes
+) -> None:
+    """Else a refusal would be booked on a recipient whom it does not mean."""
+    hub.write("carol@vax.test", "first")
+    hub.write("carol@vax.test", "second")
+    peer = Peer(hub)
+    peer.turn()
+    peer.take_text()
+    peer.channel.sendall(says)
+    if says.count(b"\n") == 1:
+        assert peer.hear() == b"RSET\r\n"
+        peer.channel.sendall(b"500 what\r\n")
+    assert peer.hear() == b""
+    assert "bounced" not in peer.end()
+    assert len(hub.waiting()) == 1
+
+
+def test_a_signal_ends_the_new_sender_behind_the_text_in_hand(hub: Site) -> None:
+    hub.write("carol@vax.test", "first")
+    hub.write("carol@vax.test", "second")
+    peer = Peer(hub)
+    peer.turn()
+    peer.take_text()
+    peer.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert peer.process.poll() is None
+    assert peer.say(b"250 taken\r\n") == b"QUIT\r\n"
+    peer.end()
+    assert len(hub.waiting()) == 1
+
+
+@pytest.mark.parametrize("behind", ["TURN", "MAIL"])
+def test_a_signal_ends_a_sender_that_waits_for_anything_else(hub: Site, behind: str) -> None:
+    hub.write("carol@vax.test", "down")
+    peer = Peer(hub)
+    if behind == "TURN":
+        peer.say(b"HELO vax.test\r\n")
+        peer.say(b"TURN\r\n")
+        status = Path(f"/proc/{peer.process.pid}/status")
+        wait_until(lambda: f"Uid:\t{SPOOL_UID}" in status.read_text())
+        time.sleep(0.3)
+    else:
+        peer.turn()
+    peer.process.send_signal(signal.SIGTERM)
+    assert peer.hear() == b""
+    assert peer.process.wait(10) == 0
+    peer.end()
+    assert len(hub.waiting()) == 1
+
+
+def test_a_sender_has_no_longer_than_a_session_may_last() -> None:
+    ours, theirs = socket.socketpair()
+    config = Config().with_values("receiver", session_seconds=0)
+    conversation = turned.open_conversation(config, "vax.test", (ours.fileno(),) * 2)
+    with ours, theirs, pytest.raises(Lost, match="takes too long"):
+        conversation.begin()
+
+
+def test_a_message_under_way_leaves_the_others_to_a_run_of_the_queue(hub: Site) -> None:
+    hub.write("carol@vax.test", "down")
+    hub.write("x@elsewhere.test", "for others")
+    peer = Peer(hub)
+    peer.turn()
+    (mine,) = (hub.folder / "wait").iterdir()
+    (other,) = (hub.folder / "new").iterdir()
+    log = hub.run_queue()
+    assert other.name in log
+    assert mine.name not in log
+    assert list((hub.folder / "new").iterdir()) == [], "nothing that would start a run again"
+    peer.say(b"450 not now\r\n")
+    peer.end()
+    with effective_uid(SPOOL_UID):
+        assert Waiting(str(hub.folder), "wait", mine.name).tries == 0
+
+
+def test_what_a_run_has_let_go_of_is_sent_after_the_others(hub: Site) -> None:
+    hub.write("carol@vax.test", "held by a run")
+    hub.write("carol@vax.test", "free")
+    first = min(hub.waiting(), key=lambda each: each.name)
+    with effective_uid(SPOOL_UID):
+        message = Waiting(str(hub.folder), "new", first.name, is_claimed=True)
+    peer = Peer(hub)
+    peer.turn()
+    assert b"Subject: free\r\n" in peer.take_text()
+    message.release()
+    assert peer.say(b"250 x\r\n") == b"RSET\r\n"
+    peer.say(b"250 x\r\n")
+    assert b"Subject: held by a run\r\n" in peer.take_text()
+    assert peer.say(b"250 x\r\n") == b"QUIT\r\n"
+    peer.end()
+    assert hub.waiting() == []
+
+
+def test_a_line_that_the_host_need_not_take_is_not_sent_to_it(hub: Site) -> None:
+    hub.write("carol@vax.test", "x" * 3000)
+    peer = Peer(hub)
+    peer.say(b"HELO vax.test\r\n")
+    peer.say(b"TURN\r\n")
+    peer.say(b"220 x\r\n")
+    assert peer.say(b"250 x\r\n") == b"QUIT\r\n"
+    assert "bounced" in peer.end()
+
+
+@pytest.mark.parametrize(
+    ("domain", "options", "is_found"),
+    [("VAX.test.", "", True), ("b\u00fccher.test", "", True), ("vax.test.example", "", False),
+     ("x.vax.test", "", True), ("vax.test", " lines=any name=us.vax.test", True)],
+)  # fmt: skip
+def test_whose_mail_is_for_a_host(
+    tmp_path: Path, domain: str, options: str, is_found: bool
+) -> None:
+    host = "xn--bcher-kva.test" if domain.startswith("b") else "vax.test"
+    routes = {".vax.test": "turn:VAX.test.", "vax.test": f"turn:vax.test{options}"}
+    config = Config({"routes": routes})
+    name = queue.put(
+        str(tmp_path), Envelope("MAIL", b"", [Addressee(b"a", domain.encode())]), [b"x\n"]
+    )
+    message = Waiting(str(tmp_path), "new", name)
+    ways = Attempts(config).find_way_to(message, host)
+    assert bool(ways) == is_found
+    for hop, numbers in ways.values():
+        assert isinstance(hop, Hop)
+        assert numbers == [0]
+        assert (hop.name, hop.takes_any_line) == (("us.vax.test", True) if options else ("", False))
+
+
 def test_what_a_run_of_the_queue_has_in_hand_is_not_sent_twice(hub: Site) -> None:
     hub.write("carol@vax.test", "held by a run")
     hub.write("carol@vax.test", "free")
@@ -351,8 +513,20 @@ def test_a_claim_is_on_the_message_that_is_there_now(tmp_path: Path) -> None:
     name = queue.put(str(tmp_path), Envelope("MAIL", b"", [Addressee(b"a", b"b")]), [b"x\n"])
     with pytest.raises(FileNotFoundError):
         Waiting(str(tmp_path), "wait", name, is_claimed=True)
-    (tmp_path / "new" / name).write_bytes(b"no envelope\n")
-    for _ in range(2):  # what cannot be read does not stay claimed
+    path = tmp_path / "new" / name
+    fd = os.open(path, os.O_RDWR)
+    path.rename(tmp_path / "new" / "gone")
+    path.write_bytes((tmp_path / "new" / "gone").read_bytes())
+    with pytest.raises(FileNotFoundError):
+        queue._claim(fd, str(path))
+    os.close(fd)
+    # What cannot be read does not stay claimed.
+    (tmp_path / "log" / name).mkdir()
+    for _ in range(2):
+        with pytest.raises(IsADirectoryError):
+            Waiting(str(tmp_path), "new", name, is_claimed=True)
+    path.write_bytes(b"no envelope\n")
+    for _ in range(2):
         with pytest.raises(queue.Unreadable):
             Waiting(str(tmp_path), "new", name, is_claimed=True)
 
@@ -449,16 +623,7 @@ def test_a_session_cannot_have_the_mail_of_a_host_that_its_peer_is_not(hub: Site
 
 
 def test_in_tls_there_is_no_turn() -> None:
-    config = Config()
-    protocol = Protocol(
-        "mda.test",
-        config.receiver,
-        is_lmtp=False,
-        offers_terminals=False,
-        offers_names=False,
-        offers_who=False,
-        offers_turn=True,
-    )
+    protocol = make_protocol(offers_more=True)
     protocol.is_encrypted = True
     for line, expected in ((b"EHLO vax.test\r\n", "TURN"), (b"TURN\r\n", "")):
         protocol.feed(line)
@@ -512,7 +677,7 @@ def test_the_route_of_a_host_that_turns() -> None:
 
 def test_a_line_waits_no_longer_than_it_is_told() -> None:
     read_fd, write_fd = os.pipe()
-    line = Line(read_fd, write_fd)
+    line = Line(read_fd, write_fd, time.monotonic() + 60)
     line.settimeout(0.05)
     with pytest.raises(TimeoutError):
         line.recv(10)
@@ -521,9 +686,142 @@ def test_a_line_waits_no_longer_than_it_is_told() -> None:
         line.sendall(b"x" * 1_000_000)
     assert time.monotonic() - began < 10
     assert line.recv(5) == b"xxxxx"
+    line.settimeout(60)
+    late = Line(read_fd, write_fd, time.monotonic())
+    late.settimeout(60)
+    with pytest.raises(TimeoutError):
+        late.recv(5)
+    line.stop()
+    for call in (lambda: line.recv(5), lambda: line.sendall(b"x")):
+        with pytest.raises(InterruptedError):
+            call()
     line.close()
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(read_fd)
+
+
+def test_a_raw_line_passes_every_octet_and_has_one_owner() -> None:
+    master, slave = os.openpty()
+    translating = "igncr inlcr icrnl iuclc ixon ixoff ixany istrip parmrk brkint"
+    subprocess.run(["stty", *translating.split()], stdin=slave, check=True)
+    octets = bytes(range(256))
+    with RawMode(slave):
+        os.write(master, octets)
+        assert os.read(slave, 1000) == octets
+        os.write(slave, octets)
+        assert os.read(master, 1000) == octets
+        other = os.open(os.ttyname(slave), os.O_RDWR | os.O_NOCTTY)
+        with pytest.raises(BlockingIOError):
+            RawMode(other).__enter__()
+        os.close(other)
+    assert is_echoing(slave)
+    shown = subprocess.run(["stty", "-a"], stdin=slave, capture_output=True, text=True, check=True)
+    assert " igncr" in shown.stdout
+    os.close(master)
+    os.close(slave)
+
+
+class ByHand:
+    """A hub that is spoken by hand to `mda queue turn` at the other end of pipes."""
+
+    def __init__(self, vax: Site) -> None:
+        self.process = subprocess.Popen(
+            vax.turn("--line", "-", "mda.test"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def say(self, octets: bytes) -> bytes:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(octets)
+        self.process.stdin.flush()
+        return os.read(self.process.stdout.fileno(), 65_536)
+
+    def end(self) -> tuple[int, str]:
+        _, errors = self.process.communicate(timeout=30)
+        assert b"Traceback" not in errors, errors.decode()
+        return self.process.returncode, errors.decode()
+
+
+def test_words_behind_the_reply_to_turn_change_no_roles(vax: Site) -> None:
+    hub = ByHand(vax)
+    assert hub.say(b"220 x\r\n") == b"EHLO vax.test\r\n"
+    assert hub.say(b"250 x\r\n") == b"TURN\r\n"
+    hub.say(b"250 x\r\n250 y\r\n")
+    status, errors = hub.end()
+    assert status == 1
+    assert "mda.test: 0 messages sent\nmda.test: 451 4.5.0" in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_who_is_stopped_does_not_turn(vax: Site, number: signal.Signals) -> None:
+    vax.write("bob@mda.test", "first")
+    vax.write("bob@mda.test", "second")
+    hub = ByHand(vax)
+    hub.say(b"220 x\r\n")
+    assert hub.say(b"250 PIPELINING\r\n").startswith(b"MAIL ")
+    for reply in (b"250 x\r\n", b"250 x\r\n"):
+        hub.say(reply)
+    assert hub.say(b"354 x\r\n").endswith(b"\r\n.\r\n")
+    hub.process.send_signal(number)
+    time.sleep(0.3)
+    assert hub.process.poll() is None, "nobody would be left to greet"
+    assert hub.say(b"250 taken\r\n") == b"QUIT\r\n"
+    hub.say(b"221 x\r\n")
+    status, errors = hub.end()
+    assert status == 1
+    assert "mda.test: 1 message sent\nmda.test: 451 4.3.2 Stopped" in errors
+    assert len(vax.waiting()) == 1
+
+
+@pytest.mark.parametrize("way", ["DEVICE", "-"])
+def test_a_line_is_raw_as_long_as_somebody_speaks_on_it(vax: Site, way: str) -> None:
+    master, slave = os.openpty()
+    device = os.ttyname(slave) if way == "DEVICE" else "-"
+    end = slave if way == "-" else None
+    with subprocess.Popen(vax.turn("--line", device, "mda.test"), stdin=end, stdout=end) as process:
+        wait_until(lambda: not is_echoing(slave))
+        os.write(master, b"220 x\r\n")
+        assert os.read(master, 1000) == b"EHLO vax.test\r\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 1
+    assert is_echoing(slave)
+    os.close(master)
+    os.close(slave)
+
+
+def test_only_root_turns_a_channel(vax: Site) -> None:
+    """Anybody else would receive for himself alone, and what is for others would bounce."""
+    words = [*start_command(), "queue", "--config", vax.file, "turn", "--line", "-", "mda.test"]
+    done = vax.sandbox.run(words, user="alice", input=b"220 x\r\n250 x\r\n250 x\r\n")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"only root can do this" in done.stderr
+
+
+def test_who_cannot_read_the_queue_says_so_and_sends_nothing(hub: Site) -> None:
+    hub.folder.mkdir(mode=0o700)
+    peer = Peer(hub)
+    peer.say(b"HELO vax.test\r\n")
+    peer.say(b"TURN\r\n")
+    peer.say(b"220 x\r\n")
+    assert peer.say(b"250 x\r\n") == b"QUIT\r\n"
+    assert "mda: queue error=" in peer.end()
+
+
+def test_who_cannot_read_the_queue_does_not_turn(vax: Site) -> None:
+    (vax.folder / "new").parent.mkdir(mode=0o700)
+    (vax.folder / "new").write_text("")
+    os.chown(vax.folder, 0, 0)
+    hub = ByHand(vax)
+    hub.say(b"220 x\r\n")
+    assert hub.say(b"250 x\r\n") == b"QUIT\r\n"
+    hub.say(b"221 x\r\n")
+    status, errors = hub.end()
+    assert status != 0
+    assert f"{vax.folder.name}/new: Permission denied" in errors
 
 
 def test_what_is_no_terminal_has_no_raw_mode() -> None:
@@ -536,8 +834,9 @@ def test_what_is_no_terminal_has_no_raw_mode() -> None:
     ("words", "error"),
     [
         (["nowhere..test"], "'nowhere..test' is not the name of a host"),
-        (["mda.test"], "mda.test: no channel for TURN by its route; --line or a program"),
-        (["down.test"], "down.test: Connection refused"),
+        (["mda.test"], "mda.test: its route is no socket; say --line or a program"),
+        (["tcp.test"], "tcp.test: its route is no socket; say --line or a program"),
+        (["down.test"], "/nonesuch.sock: No such file or directory"),
         (["--line", "/dev/nonesuch", "mda.test"], "/dev/nonesuch: No such file"),
         (["--line", "/dev/null", "mda.test"], "/dev/null: Inappropriate ioctl"),
         (["--line", "-", "mda.test", "true"], "a line or a program, and not both"),
@@ -554,19 +853,24 @@ def test_what_is_no_channel_is_named(vax: Site, words: list[str], error: str) ->
     assert b"Traceback" not in done.stderr
 
 
-def test_a_program_that_does_not_end_is_ended(vax: Site) -> None:
-    began = time.monotonic()
-    script = "echo 421 go away; exec sleep 600"
-    done = subprocess.run(
-        vax.turn("mda.test", "--", "sh", "-c", script), capture_output=True, check=False, timeout=60
+@pytest.mark.parametrize("trap", ["", "trap '' TERM; "])
+def test_a_program_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, trap: str) -> None:
+    monkeypatch.setattr(turn, "_END_SECONDS", 0.3)
+    with turn.run_program(("sh", "-c", f"{trap}echo $$; while :; do sleep 1; done")) as fds:
+        pid = int(os.read(fds[0], 100))
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_program_of_another_user_is_left_alone_where_it_must_be() -> None:
+    script = (
+        "from mda.cli import turn\n"
+        "turn._END_SECONDS = 0.1\n"
+        "words = ('setpriv', '--reuid', '1001', '--clear-groups', 'sleep', '2')\n"
+        "with turn.run_program(words): pass\n"
     )
-    assert done.returncode == 1
-    assert time.monotonic() - began < 40
-
-
-def test_a_queue_that_cannot_be_read_sends_nothing(tmp_path: Path) -> None:
-    assert turned.list_waiting(str(tmp_path)) == []
-    (tmp_path / "new").write_text("")
-    assert turned.list_waiting(str(tmp_path)) == []
-    with contextlib.suppress(FileNotFoundError):
-        (tmp_path / "wait").rmdir()
+    limit = ["setpriv", "--inh-caps=-all", "--bounding-set=-all,+setuid,+setgid"]
+    done = subprocess.run(
+        [*limit, start_command()[0], "-B", "-c", script], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
